@@ -1,0 +1,68 @@
+# Every target sets up what it needs. The common ones:
+#   make serve    the Label Studio ML backend on http://127.0.0.1:9090
+#   make test     the tests;  make e2e adds a real Label Studio
+# Variables: MODEL HOST PORT DEVICE (serve), TORCH (a pip requirement, e.g. 'torch==2.13.0'), PYTHON, VENV.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.10
+MODEL ?= nano
+HOST ?= 127.0.0.1
+PORT ?= 9090
+DEVICE ?= auto
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A stamp for each choice of PyTorch: asking for another one installs again, asking for the same one does nothing.
+TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
+INSTALLED := $(VENV)/.installed-$(TORCH_ID)
+BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
+
+.PHONY: serve test e2e lint format bench check-cuda wheel clean help
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "groundingml needs Python 3.10 or newer; choose one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "no venv module: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+
+$(INSTALLED): $(BUILD_INPUTS) | $(VENV)/bin/python
+	@rm -f $(VENV)/.installed-* $(VENV)/.with-*
+	$(PIP) install --quiet --upgrade '$(TORCH)' 'setuptools>=77' wheel ninja 'pybind11>=2.12'
+	$(PIP) install --quiet --no-build-isolation --editable '.[serve]'
+	@touch $@
+
+$(VENV)/.with-%: $(INSTALLED)
+	$(PIP) install --quiet --no-build-isolation --editable '.[serve,$*]'
+	@touch $@
+
+serve: $(INSTALLED)  ## serve the ML backend (MODEL=nano HOST=127.0.0.1 PORT=9090 DEVICE=auto)
+	$(BIN)/groundingml serve --model '$(MODEL)' --host '$(HOST)' --port '$(PORT)' --device '$(DEVICE)'
+
+test: $(VENV)/.with-test  ## run the tests (TESTS='tests/ops -k grad' for some)
+	$(BIN)/python -m pytest -m 'not e2e' $(TESTS)
+
+e2e: $(VENV)/.with-test  ## run the tests against a real Label Studio, in its own environment
+	$(BIN)/python -m pytest -m e2e $(TESTS)
+
+lint: $(VENV)/.with-lint  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.with-lint  ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.with-bench  ## measure, and write benchmarks/results/
+	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/embedded_model.py
+
+wheel: $(INSTALLED)  ## build dist/groundingml-*.whl
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:  ## remove what was built, not the environment
+	rm -rf build dist *.egg-info groundingml/ops/*.so

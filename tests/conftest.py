@@ -1,0 +1,37 @@
+"""What tests of all layers share: where the pictures and the optional data are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def photo_dir() -> Path:
+    """The photos that ship with the repository (see examples/photos/CREDITS.md)."""
+    return REPOSITORY / "examples" / "photos"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Key lists, captured requests and photo sets that cannot be redistributed; tests of them skip elsewhere."""
+    folder = Path(os.environ.get("GROUNDINGML_TEST_DATA", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder} (set GROUNDINGML_TEST_DATA to its folder)")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests where there is no GPU, saying so."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU: torch.cuda.is_available() is false")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
