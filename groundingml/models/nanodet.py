@@ -1,0 +1,164 @@
+"""NanoDet-g: a 3.8 M parameter detector for 80 COCO classes, here a backbone that already knows objects.
+
+Source: RangiLyu/nanodet, NanoDet-g ("g" for GPU: plain 3x3 convolutions, CSP stages, a parameter-free PAN and one
+3x3 + 1x1 head for each level; boxes by the distribution of Generalized Focal Loss, arXiv:2006.04388). Batch
+normalisation is folded into the convolutions, and the first convolution takes RGB (NanoDet itself takes BGR), so
+the input is normalised with ImageNet's mean and deviation like every other backbone of this package.
+
+As a backbone it gives the head's maps of strides 8, 16 and 32 tapped before the last 1x1 convolution.
+That last convolution, `NanoDetHead`, differs for each level and turns a map into class logits and boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class NanoDetConfig:
+    """Sizes of NanoDet-g; the defaults are those of the published weights."""
+
+    stem_channels: int = 32
+    stage_channels: tuple[int, ...] = (64, 128, 256, 512)
+    """Output channels of the four CSP stages, at strides 4, 8, 16 and 32."""
+    stage_blocks: tuple[int, ...] = (1, 2, 2, 3)
+    channels: int = 128
+    """Channels of the feature pyramid, and so of every returned map."""
+    num_classes: int = 80
+    box_bins: int = 11
+    """Each side's distance is the mean of a distribution over 0 .. box_bins - 1 strides."""
+    strides: tuple[int, ...] = (8, 16, 32)
+
+
+class ConvBlock(nn.Conv2d):
+    """A 3x3 convolution with bias, then LeakyReLU(0.1)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) -> (B, channels_out, ceil(H / stride), ceil(W / stride))."""
+        return F.leaky_relu(super().forward(x), 0.1)
+
+
+class CspBlock(nn.Module):
+    """Two convolutions of half the width whose outputs are concatenated, the later one first."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.first = ConvBlock(channels_in, channels_out // 2)
+        self.second = ConvBlock(channels_out // 2, channels_out // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        return torch.cat([self.second(first), first], dim=1)
+
+
+class CspStage(nn.Module):
+    """A (strided) convolution, CSP blocks, a convolution; the first one's output is concatenated to the last one's."""
+
+    def __init__(self, channels_in: int, channels_out: int, blocks: int, stride: int) -> None:
+        super().__init__()
+        width = channels_out // 2
+        self.enter = ConvBlock(channels_in, width, stride)
+        self.blocks = nn.Sequential(*(CspBlock(width, width) for _ in range(blocks)))
+        self.leave = ConvBlock(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) -> (B, channels_out, ceil(H / stride), ceil(W / stride))."""
+        entered = self.enter(x)
+        return torch.cat([self.leave(self.blocks(entered)), entered], dim=1)
+
+
+class NanoDet(nn.Module):
+    """The backbone, pyramid and head convolutions of NanoDet-g."""
+
+    def __init__(self, config: NanoDetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = ConvBlock(3, config.stem_channels, stride=2)
+        channels = (config.stem_channels, *config.stage_channels)
+        self.stages = nn.ModuleList(
+            CspStage(channels[i], channels[i + 1], blocks, stride=1 if i == 0 else 2)
+            for i, blocks in enumerate(config.stage_blocks)
+        )
+        levels = len(config.strides)
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(width, config.channels, kernel_size=1) for width in config.stage_channels[-levels:]
+        )
+        self.towers = nn.ModuleList(ConvBlock(config.channels, config.channels) for _ in range(levels))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each returned map."""
+        return (self.config.channels,) * len(self.config.strides)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """RGB normalised with ImageNet's statistics, (B, 3, H, W) -> maps (B, C, ceil(H / s), ceil(W / s)) for each stride s."""
+        x = F.max_pool2d(self.stem(pixel_values), kernel_size=3, stride=2, padding=1)
+        outputs: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        maps = [lateral(x) for lateral, x in zip(self.laterals, outputs[-len(self.laterals) :], strict=True)]
+        for level in range(len(maps) - 1, 0, -1):
+            maps[level - 1] = maps[level - 1] + _resize(maps[level], maps[level - 1])
+        # The way up starts from the top-down maps, but the last level was not changed by it.
+        for level in range(len(maps) - 1):
+            maps[level + 1] = maps[level + 1] + _resize(maps[level], maps[level + 1])
+        return [tower(x) for tower, x in zip(self.towers, maps, strict=True)]
+
+
+class NanoDetHead(nn.Module):
+    """NanoDet-g's last 1x1 convolutions, one for each level: class logits and a distribution for each side of a box."""
+
+    def __init__(self, config: NanoDetConfig, classes: bool = True) -> None:
+        """`classes=False` leaves the 80 fixed classes out (their place is taken by text) and keeps the boxes."""
+        super().__init__()
+        self.config = config
+        levels = len(config.strides)
+        self.boxes = nn.ModuleList(nn.Linear(config.channels, 4 * config.box_bins) for _ in range(levels))
+        self.classes: nn.ModuleList | None = None
+        if classes:
+            self.classes = nn.ModuleList(nn.Linear(config.channels, config.num_classes) for _ in range(levels))
+
+    def class_logits(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, H_l, W_l) of all levels -> logits (B, S, num_classes) over the flattened levels."""
+        if self.classes is None:
+            raise RuntimeError("this NanoDetHead was built without its class branch (classes=False)")
+        return torch.cat([layer(_flatten(x)) for layer, x in zip(self.classes, maps, strict=True)], dim=1)
+
+    def boxes_xyxy(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, H_l, W_l) of all levels -> boxes (B, S, 4) in pixels of the network's input, not clipped."""
+        boxes = []
+        for layer, x, stride in zip(self.boxes, maps, self.config.strides, strict=True):
+            distances = expected_distances(layer(_flatten(x)), self.config.box_bins) * stride
+            centres = grid_centres(x.shape[-2], x.shape[-1], stride, x)
+            boxes.append(torch.cat([centres - distances[..., :2], centres + distances[..., 2:]], dim=-1))
+        return torch.cat(boxes, dim=1)
+
+
+def expected_distances(logits: Tensor, bins: int) -> Tensor:
+    """Logits (..., 4 * bins) -> the mean of each side's distribution, (..., 4) as left, top, right, bottom in strides."""
+    distribution = logits.unflatten(-1, (4, bins)).softmax(dim=-1)
+    return distribution @ torch.arange(bins, dtype=logits.dtype, device=logits.device)
+
+
+def grid_centres(height: int, width: int, stride: int, like: Tensor) -> Tensor:
+    """Centres of the cells of a map, (height * width, 2) as x, y in pixels, in the dtype and on the device of `like`."""
+    x = (torch.arange(width, dtype=like.dtype, device=like.device) + 0.5) * stride
+    y = (torch.arange(height, dtype=like.dtype, device=like.device) + 0.5) * stride
+    return torch.cartesian_prod(y, x).flip(-1)
+
+
+def _flatten(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
