@@ -1,0 +1,6 @@
+"""Multi-scale deformable attention: compiled CPU and CUDA kernels with a plain PyTorch reference of the same signature."""
+
+from groundingml.ops import reference
+from groundingml.ops.functional import ms_deform_attn, ms_deform_attn_from_offsets
+
+__all__ = ["ms_deform_attn", "ms_deform_attn_from_offsets", "reference"]

@@ -1,0 +1,124 @@
+"""What may go into the ops: shapes, dtypes and devices, with errors that print what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+SpatialShapes: TypeAlias = "Sequence[Sequence[int]] | Sequence[tuple[int, int]] | Tensor"
+
+_VALUE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def level_shapes(spatial_shapes: SpatialShapes) -> list[tuple[int, int]]:
+    """`spatial_shapes` as a list of L (height, width).
+
+    A tensor (L, 2) is read back to the host, which waits for a GPU and breaks a compiled graph: pass a list where
+    speed matters.
+    """
+    if isinstance(spatial_shapes, Tensor):
+        if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.is_floating_point():
+            raise ValueError(
+                "spatial_shapes as a tensor must be integers of shape (L, 2), "
+                f"got {spatial_shapes.dtype} of shape {tuple(spatial_shapes.shape)}"
+            )
+        spatial_shapes = spatial_shapes.tolist()
+    levels = []
+    for shape in spatial_shapes:
+        if len(shape) != 2:
+            raise ValueError(f"spatial_shapes must be a list of (height, width), got {list(spatial_shapes)}")
+        levels.append((shape[0], shape[1]))
+    if not levels:
+        raise ValueError("spatial_shapes is empty: at least one level (height, width) is needed")
+    return levels
+
+
+def check_locations(
+    value: Tensor, levels: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> None:
+    """Raises ValueError or TypeError unless the arguments of `ms_deform_attn` fit each other."""
+    batch, heads = _check_value(value, levels)
+    queries, points = _queries_and_points(sampling_locations, "sampling_locations")
+    expected = (batch, queries, heads, len(levels), points)
+    _check_shape("sampling_locations", sampling_locations, (*expected, 2), "(B, Q, M, L, P, 2)")
+    _check_shape("attention_weights", attention_weights, expected, "(B, Q, M, L, P)")
+    for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
+        _check_companion(value, name, tensor)
+
+
+def check_from_offsets(
+    value: Tensor,
+    levels: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> None:
+    """Raises ValueError or TypeError unless the arguments of `ms_deform_attn_from_offsets` fit each other."""
+    batch, heads = _check_value(value, levels)
+    queries, points = _queries_and_points(sampling_offsets, "sampling_offsets")
+    expected = (batch, queries, heads, len(levels), points)
+    _check_shape("sampling_offsets", sampling_offsets, (*expected, 2), "(B, Q, M, L, P, 2)")
+    coordinates = 4 if reference_points.dim() == 4 and reference_points.shape[3] == 4 else 2
+    reference_shape = (batch, queries, len(levels), coordinates)
+    _check_shape("reference_points", reference_points, reference_shape, "(B, Q, L, 2) or (B, Q, L, 4)")
+    if attention_logits.dim() == 5:
+        _check_shape("attention_logits", attention_logits, expected, "(B, Q, M, L, P)")
+    else:
+        flat = (batch, queries, heads, len(levels) * points)
+        _check_shape("attention_logits", attention_logits, flat, "(B, Q, M, L*P) or (B, Q, M, L, P)")
+    for name, tensor in (
+        ("reference_points", reference_points),
+        ("sampling_offsets", sampling_offsets),
+        ("attention_logits", attention_logits),
+    ):
+        _check_companion(value, name, tensor)
+
+
+def _check_value(value: Tensor, levels: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    if value.dim() != 4:
+        raise ValueError(f"value must have shape (B, S, M, D), got {_shape(value)}")
+    if value.dtype not in _VALUE_DTYPES:
+        raise TypeError(f"value must be float64, float32, float16 or bfloat16, got {value.dtype}")
+    total = 0
+    for height, width in levels:
+        if height < 1 or width < 1:
+            raise ValueError(f"spatial_shapes must be positive, got (height, width) = ({height}, {width})")
+        total = total + height * width
+    if value.shape[1] != total:
+        raise ValueError(
+            f"value must have S = {total} rows, the sum of height * width over spatial_shapes {list(levels)}, "
+            f"got S = {value.shape[1]} in (B, S, M, D) = {_shape(value)}"
+        )
+    if value.shape[2] < 1 or value.shape[3] < 1:
+        raise ValueError(f"value needs at least one head and one channel, got (B, S, M, D) = {_shape(value)}")
+    return value.shape[0], value.shape[2]
+
+
+def _queries_and_points(tensor: Tensor, name: str) -> tuple[int, int]:
+    if tensor.dim() != 6:
+        raise ValueError(f"{name} must have shape (B, Q, M, L, P, 2), got {_shape(tensor)}")
+    if tensor.shape[4] < 1:
+        raise ValueError(f"{name} needs at least one point, got (B, Q, M, L, P, 2) = {_shape(tensor)}")
+    return tensor.shape[1], tensor.shape[4]
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} must have shape {meaning} = {expected}, got {_shape(tensor)}")
+
+
+def _check_companion(value: Tensor, name: str, tensor: Tensor) -> None:
+    """Beside 16-bit values the geometry may be float32 (accurate, preferred) or value's dtype; else it is value's dtype."""
+    allowed = (value.dtype,) if value.dtype == torch.float64 else (value.dtype, torch.float32)
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))
+        raise TypeError(f"{name} must be {names} when value is {value.dtype}, got {tensor.dtype}")
+    if tensor.device != value.device:
+        raise ValueError(f"{name} is on {tensor.device} but value is on {value.device}; move it with .to(value.device)")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
