@@ -1,0 +1,54 @@
+"""One object found several times under one label, by different prompts, becomes one detection."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def box_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """Intersection over union of (N, 4) with (M, 4) boxes: (N, M). Boxes without area give 0."""
+    low = torch.maximum(boxes_xyxy[:, None, :2], others_xyxy[None, :, :2])
+    high = torch.minimum(boxes_xyxy[:, None, 2:], others_xyxy[None, :, 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    area = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(-1)
+    other_area = (others_xyxy[:, 2:] - others_xyxy[:, :2]).clamp(min=0).prod(-1)
+    union = area[:, None] + other_area[None, :] - intersection
+    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
+
+
+def keep_after_merge(
+    boxes_xyxy: Tensor, scores: Tensor, label_ids: Tensor, prompt_numbers: Tensor, max_iou: float
+) -> Tensor:
+    """Indices to keep, best score first.
+
+    A box is dropped when a better one of the *same label* found by a *different prompt* (an alias, perhaps in another
+    chunk) overlaps it by ``max_iou`` or more. Boxes that one prompt found stay as the network gave them: it was trained
+    to find each object once, and suppression would lose neighbours in a crowd.
+
+    Args:
+        boxes_xyxy: (N, 4); scores, label_ids, prompt_numbers: (N,).
+    """
+    order = scores.argsort(descending=True, stable=True)
+    contested = _labels_with_several_prompts(label_ids, prompt_numbers)
+    if not contested:
+        return order
+    kept = torch.ones(len(order), dtype=torch.bool, device=order.device)  # by rank
+    labels, prompts = label_ids[order], prompt_numbers[order]
+    for label in contested:
+        ranks = (labels == label).nonzero().flatten()
+        boxes = boxes_xyxy[order[ranks]]
+        rivals = (box_iou(boxes, boxes) >= max_iou) & (prompts[ranks][:, None] != prompts[ranks][None, :])
+        rivals = rivals.triu(1).cpu()  # row: the better box
+        alive = torch.ones(len(ranks), dtype=torch.bool)
+        for rank in range(len(ranks)):
+            if alive[rank]:
+                alive &= ~rivals[rank]
+        kept[ranks] = alive.to(kept.device)
+    return order[kept]
+
+
+def _labels_with_several_prompts(label_ids: Tensor, prompt_numbers: Tensor) -> list[int]:
+    pairs = torch.stack([label_ids, prompt_numbers]).unique(dim=1)
+    labels, counts = pairs[0].unique(return_counts=True)
+    return [int(label) for label in labels[counts > 1]]

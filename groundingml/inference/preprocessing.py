@@ -1,0 +1,78 @@
+"""Pillow images -> the padded, normalised batch that the networks read.
+
+Equal to transformers' ``GroundingDinoImageProcessorPil``: Pillow's bilinear resize of the 8-bit pixels (with its own
+rounding), then rescale and normalise, then padding with zeros at the bottom and right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """What ``model.encode_image`` takes.
+
+    pixel_values: (B, 3, H, W) float32, zero in the padding.
+    pixel_mask: (B, H, W) bool, True where there is image.
+    """
+
+    pixel_values: Tensor
+    pixel_mask: Tensor
+
+
+def resized_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """(height, width) after the resize: the shorter side becomes ``shortest`` unless the longer would pass ``longest``.
+
+    Rounds as transformers does (down, from the unrounded shorter side); no side falls below one pixel.
+    """
+    short, long = min(height, width), max(height, width)
+    target: float = shortest
+    if long / short * shortest > longest:
+        target = longest * short / long
+    size = round(target)
+    if size == short:
+        return height, width
+    if width < height:
+        resized = int(target * height / width), size
+    else:
+        resized = size, int(target * width / height)
+    return max(1, resized[0]), max(1, resized[1])
+
+
+def preprocess(
+    images: Sequence[Image.Image],
+    image_size: tuple[int, int],
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> ImageBatch:
+    """Resize, normalise and pad RGB images into one batch.
+
+    Args:
+        images: RGB images, upright (:func:`groundingml.inference.load_image`).
+        image_size: (shortest, longest) side in pixels.
+        image_mean, image_std: per channel, for pixels in 0..1.
+    """
+    shortest, longest = image_size
+    sizes = [resized_size(image.height, image.width, shortest, longest) for image in images]
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    pixel_values = torch.zeros(len(images), 3, height, width)
+    pixel_mask = torch.zeros(len(images), height, width, dtype=torch.bool)
+    # (x / 255 - mean) / std as one multiplication and one subtraction
+    scale = (1 / (255 * torch.tensor(image_std, dtype=torch.float64))).float().view(3, 1, 1)
+    shift = (torch.tensor(image_mean, dtype=torch.float64) / torch.tensor(image_std, dtype=torch.float64)).float()
+    shift = shift.view(3, 1, 1)
+    for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+        resized = image if image.size == (w, h) else image.resize((w, h), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        target = pixel_values[row, :, :h, :w]
+        torch.mul(pixels, scale, out=target)
+        target -= shift
+        pixel_mask[row, :h, :w] = True
+    return ImageBatch(pixel_values, pixel_mask)
