@@ -1,0 +1,66 @@
+"""Where things are: sine embeddings, reference points and coordinates in logit space.
+
+Nothing here is learned and nothing depends on the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SpatialShapes = Sequence[tuple[int, int]]
+
+
+def sine_embedding(coordinates: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
+    """Each coordinate x (...) -> (..., features): sin and cos of 2 pi x over a geometric series of periods, interleaved."""
+    index = torch.arange(features, dtype=torch.float32, device=coordinates.device)
+    periods = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
+    angles = coordinates.float().unsqueeze(-1) * (2 * math.pi) / periods
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+def box_embedding(boxes_cxcywh: Tensor, features: int) -> Tensor:
+    """Boxes (..., 4) -> (..., 4 * features), in the order y, x, width, height that the published weights expect."""
+    embedding = sine_embedding(boxes_cxcywh, features)
+    return torch.cat([embedding[..., i, :] for i in (1, 0, 2, 3)], dim=-1)
+
+
+def image_embedding(mask: Tensor, channels: int, temperature: float) -> Tensor:
+    """Real-pixel mask (B, H, W) of a level -> (B, H * W, channels), first y then x, over the valid area in 0..1."""
+    rows = mask.cumsum(1, dtype=torch.float32)
+    columns = mask.cumsum(2, dtype=torch.float32)
+    eps = 1e-6
+    rows = rows / (rows[:, -1:, :] + eps)
+    columns = columns / (columns[:, :, -1:] + eps)
+    halves = [sine_embedding(axis, channels // 2, temperature) for axis in (rows, columns)]
+    return torch.cat(halves, dim=-1).flatten(1, 2)
+
+
+def valid_ratio(mask: Tensor) -> Tensor:
+    """Real-pixel mask (B, H, W) -> (B, 2): the fraction of the width and of the height that is no padding."""
+    height, width = mask.shape[1:]
+    return torch.stack([mask[:, 0, :].sum(1) / width, mask[:, :, 0].sum(1) / height], dim=-1)
+
+
+def grid_centres(spatial_shapes: SpatialShapes, valid_ratios: Tensor) -> Tensor:
+    """Centres of all cells, (B, S, 2) as x, y relative to the valid area (1 is its right or lower edge).
+
+    valid_ratios: (B, L, 2) as x, y.
+    """
+    levels = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        y = torch.arange(height, dtype=torch.float32, device=valid_ratios.device) + 0.5
+        x = torch.arange(width, dtype=torch.float32, device=valid_ratios.device) + 0.5
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(1, height * width, 2)
+        size = torch.tensor([width, height], dtype=torch.float32, device=valid_ratios.device)
+        levels.append(grid / (valid_ratios[:, level, None, :] * size))
+    return torch.cat(levels, dim=1)
+
+
+def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
+    """log(x / (1 - x)) with x and 1 - x not below `eps` (as in Deformable-DETR, arXiv:2010.04159)."""
+    x = x.clamp(0.0, 1.0)
+    return torch.log(x.clamp(min=eps) / (1.0 - x).clamp(min=eps))
