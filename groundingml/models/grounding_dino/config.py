@@ -23,6 +23,8 @@ BERT_BASE: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
     "pad_token_id": 0,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
 }
 
 SWIN_TINY = SwinConfig()

@@ -7,6 +7,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,15 +95,18 @@ class GroundingDino(nn.Module):
             pixel_mask = pixel_mask.bool()
             if _is_all_true(pixel_mask):
                 pixel_mask = None
-        maps = self.backbone(pixel_values)
+        return self.encode_maps(self.backbone(pixel_values), pixel_mask)
+
+    def encode_maps(self, maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> ImageFeatures:
+        """`encode_image` from the backbone's maps (B, C_l, H_l, W_l), for training with a frozen, cached backbone."""
         projected = [projection(x) for projection, x in zip(self.input_projections, maps, strict=False)]
         for projection in self.input_projections[len(maps) :]:
             # The first extra level comes from the backbone's last map itself, the others from the level before.
             projected.append(projection(maps[-1] if len(projected) == len(maps) else projected[-1]))
 
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in projected)
-        batch = pixel_values.shape[0]
-        masks = [self._level_mask(pixel_mask, shape, batch, pixel_values.device) for shape in shapes]
+        batch = maps[0].shape[0]
+        masks = [self._level_mask(pixel_mask, shape, batch, maps[0].device) for shape in shapes]
         positions = [
             image_embedding(mask, self.config.d_model, self.config.position_temperature)
             + self.level_embedding[level]
@@ -212,6 +219,18 @@ class GroundingDino(nn.Module):
         """In training, recompute the enhancer's and decoder's layers in the backward pass to save memory."""
         self.enhancer.gradient_checkpointing = enabled
         self.decoder.gradient_checkpointing = enabled
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model to a folder that `load_model` reads: Hugging Face's layout, or our own for a `nano` model."""
+        # Imported here because checkpoints know the network, not the other way round.
+        if self.config.family == "nano":
+            from groundingml.models.checkpoints.native import save_native
+
+            save_native(self, folder)
+        else:
+            from groundingml.models.checkpoints.huggingface import save_huggingface
+
+            save_huggingface(self, folder)
 
     def _propose(
         self, image: ImageFeatures, text: TextFeatures, topk_indices: Tensor | None

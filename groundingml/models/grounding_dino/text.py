@@ -58,6 +58,12 @@ class TextEncoder(nn.Module):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
         ).last_hidden_state
+        return self.project(hidden, attention_mask, block_mask, position_ids)
+
+    def project(
+        self, hidden: Tensor, attention_mask: Tensor, block_mask: Tensor, position_ids: Tensor
+    ) -> TextFeatures:
+        """The features made of BERT's output (B, T, H), which may have been cached for each phrase."""
         tokens = self.projection(hidden)
         return TextFeatures(
             tokens=tokens,
