@@ -200,9 +200,7 @@ def config_from_huggingface(values: Mapping[str, Any]) -> GroundingDinoConfig:
     encoder_heads = int(values.get("encoder_attention_heads", 8))
     encoder_ffn_dim = int(values.get("encoder_ffn_dim", 2048))
     start = GroundingDinoConfig.mm_grounding_dino_tiny() if mm else GroundingDinoConfig.grounding_dino_tiny()
-    text_config = BERT_BASE | {
-        k: v for k, v in (values.get("text_config") or {}).items() if k in _BERT_FIELDS
-    }
+    text_config = BERT_BASE | {k: v for k, v in (values.get("text_config") or {}).items() if k in BERT_BASE}
     config = replace(
         start,
         backbone=_swin_from_huggingface(values.get("backbone_config") or {}),
