@@ -1,0 +1,22 @@
+"""From an image and a prompt to labelled boxes: the one path that serving, evaluation and the command line share."""
+
+from groundingml.inference.detections import Detections
+from groundingml.inference.detector import Detector
+from groundingml.inference.images import ImageError, ImageSource, load_image
+from groundingml.inference.labels import Label, Labels, prompt_digest
+from groundingml.inference.phrases import Phrase, extract_phrases
+from groundingml.inference.prompts import PromptError
+
+__all__ = [
+    "Detections",
+    "Detector",
+    "ImageError",
+    "ImageSource",
+    "Label",
+    "Labels",
+    "Phrase",
+    "PromptError",
+    "extract_phrases",
+    "load_image",
+    "prompt_digest",
+]

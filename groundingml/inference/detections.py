@@ -69,14 +69,21 @@ class Detections:
         return {
             "image_size": list(self.image_size),
             "detections": [
-                {"label": label, "label_id": int(label_id), "score": round(float(score), 5), "box_xyxy": _rounded(box)}
+                {
+                    "label": label,
+                    "label_id": int(label_id),
+                    "score": round(float(score), 5),
+                    "box_xyxy": _rounded(box),
+                }
                 for label, label_id, score, box in zip(
                     self.labels, self.label_ids, self.scores, self.boxes_xyxy, strict=True
                 )
             ],
         }
 
-    def to_coco(self, image_id: int | str, category_ids: dict[str, int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: int | str, category_ids: dict[str, int] | None = None
+    ) -> list[dict[str, Any]]:
         """COCO result records: ``bbox`` is [x, y, width, height] in pixels.
 
         Args:

@@ -80,7 +80,9 @@ def _name_of(source: object) -> str:
 
 def _existing_file(source: str | os.PathLike[str], name: str) -> Path:
     if str(source).lower().startswith(("http://", "https://", "s3://", "gs://", "data:")):
-        raise ImageError(name[:80], "this is a URL, not a file: download it first, then give its path or bytes")
+        raise ImageError(
+            name[:80], "this is a URL, not a file: download it first, then give its path or bytes"
+        )
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -98,7 +100,11 @@ def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
             return _to_upright_rgb(image, name)
     except UnidentifiedImageError as error:
         empty = file.stat().st_size == 0 if isinstance(file, Path) else file.getbuffer().nbytes == 0
-        reason = "the file is empty" if empty else "not an image in a format that Pillow reads, or damaged at its start"
+        reason = (
+            "the file is empty"
+            if empty
+            else "not an image in a format that Pillow reads, or damaged at its start"
+        )
         raise ImageError(name, reason) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(name, f"too large to be read safely (more than {MAX_PIXELS:,} pixels)") from error
@@ -152,7 +158,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _tensor_to_array(tensor: torch.Tensor, name: str) -> np.ndarray:
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        raise ImageError(name, f"expected a tensor (3, H, W), got {tuple(tensor.shape)}; arrays are (H, W, 3)")
+        raise ImageError(
+            name, f"expected a tensor (3, H, W), got {tuple(tensor.shape)}; arrays are (H, W, 3)"
+        )
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:  # NumPy has no such type
         tensor = tensor.float()
@@ -180,13 +188,17 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.floating):
         if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ImageError(name, f"floating-point pixels must lie in 0..1, got {low:g}..{high:g}; rescale them first")
+            raise ImageError(
+                name, f"floating-point pixels must lie in 0..1, got {low:g}..{high:g}; rescale them first"
+            )
         return np.rint(np.clip(array, 0, 1) * np.float32(255)).astype(np.uint8)
     if not np.issubdtype(array.dtype, np.integer):
         raise ImageError(name, f"cannot read pixels of type {array.dtype}; use uint8 or float32 in 0..1")
     if array.ndim == 2 or array.dtype == np.uint16:
         if low < 0 or high > 65535:
-            raise ImageError(name, f"16-bit pixels must lie in 0..65535, got {low}..{high}; rescale them first")
+            raise ImageError(
+                name, f"16-bit pixels must lie in 0..65535, got {low}..{high}; rescale them first"
+            )
         # A 32-bit picture with only 8-bit values is 8-bit data in a wide type; uint16 always means the full range.
         if array.dtype == np.uint16 or high > 255:
             return np.rint(array / np.float32(257)).astype(np.uint8)

@@ -55,7 +55,8 @@ def normalise_labels(labels: Labels) -> list[Label]:
         )
     if isinstance(labels, Mapping):
         listed: Iterable[str | Label] = [
-            Label(name, (prompts,) if isinstance(prompts, str) else tuple(prompts)) for name, prompts in labels.items()
+            Label(name, (prompts,) if isinstance(prompts, str) else tuple(prompts))
+            for name, prompts in labels.items()
         ]
     else:
         listed = labels

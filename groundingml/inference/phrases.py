@@ -44,7 +44,9 @@ def extract_phrases(caption: str) -> list[Phrase]:
             runs.append([])
     runs = [run for run in runs if run and not _is_only_a_place_or_amount(words, run)]
     if not runs:
-        runs = [list(group) for mark, group in groupby(range(len(words)), lambda i: words[i].mark) if not mark]
+        runs = [
+            list(group) for mark, group in groupby(range(len(words)), lambda i: words[i].mark) if not mark
+        ]
     spans = [(words[run[0]].start, words[run[-1]].end) for run in runs]
     return [Phrase(caption[start:end], start, end) for start, end in spans]
 
@@ -77,14 +79,17 @@ class _Word:
 
 
 # An abbreviation with its dots, a number with its dots and commas, a word with its hyphens and apostrophes, or a mark.
-_PIECES = re.compile(
-    r"(?:[^\W\d_]\.){2,}|\d+(?:[.,]\d+)+\w*|\w+(?:[-'’&]\w+)*|\n|[^\w\s]", re.UNICODE
-)
+_PIECES = re.compile(r"(?:[^\W\d_]\.){2,}|\d+(?:[.,]\d+)+\w*|\w+(?:[-'’&]\w+)*|\n|[^\w\s]", re.UNICODE)
 
 
 def _words(caption: str) -> list[_Word]:
     return [
-        _Word(match.group().lower().replace("’", "'"), match.start(), match.end(), not re.match(r"\w", match.group()))
+        _Word(
+            match.group().lower().replace("’", "'"),
+            match.start(),
+            match.end(),
+            not re.match(r"\w", match.group()),
+        )
         for match in _PIECES.finditer(caption)
     ]
 
@@ -141,7 +146,7 @@ def _is_verb(words: list[_Word], index: int, run: list[int]) -> bool:
 
 
 def _is_only_a_place_or_amount(words: list[_Word], run: list[int]) -> bool:
-    """"a large GROUP of people", "on TOP of", "in the BACKGROUND": words that name nothing to draw a box around."""
+    """ "a large GROUP of people", "on TOP of", "in the BACKGROUND": words that name nothing to draw a box around."""
     last = words[run[-1]].text
     followed_by_of = run[-1] + 1 < len(words) and words[run[-1] + 1].text == "of"
     if last in _AMOUNTS and followed_by_of:

@@ -21,10 +21,12 @@ class ImageBatch:
 
     pixel_values: (B, 3, H, W) float32, zero in the padding.
     pixel_mask: (B, H, W) bool, True where there is image.
+    is_padded: whether the mask is False anywhere.
     """
 
     pixel_values: Tensor
     pixel_mask: Tensor
+    is_padded: bool
 
 
 def resized_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
@@ -66,7 +68,9 @@ def preprocess(
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.bool)
     # (x / 255 - mean) / std as one multiplication and one subtraction
     scale = (1 / (255 * torch.tensor(image_std, dtype=torch.float64))).float().view(3, 1, 1)
-    shift = (torch.tensor(image_mean, dtype=torch.float64) / torch.tensor(image_std, dtype=torch.float64)).float()
+    shift = (
+        torch.tensor(image_mean, dtype=torch.float64) / torch.tensor(image_std, dtype=torch.float64)
+    ).float()
     shift = shift.view(3, 1, 1)
     for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
         resized = image if image.size == (w, h) else image.resize((w, h), Image.Resampling.BILINEAR)
@@ -75,4 +79,4 @@ def preprocess(
         torch.mul(pixels, scale, out=target)
         target -= shift
         pixel_mask[row, :h, :w] = True
-    return ImageBatch(pixel_values, pixel_mask)
+    return ImageBatch(pixel_values, pixel_mask, is_padded=any(size != (height, width) for size in sizes))

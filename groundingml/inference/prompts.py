@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, TypeAlias
 
 from groundingml.inference.labels import Label
@@ -61,168 +62,175 @@ class PromptPlan:
     ignored: tuple[str, ...] = ()  # label names that the vocabulary cannot express at all
 
 
-def plan_labels(labels: Sequence[Label], tokenizer: Tokenizer, max_tokens: int = 256) -> PromptPlan:
-    """Chunks for a list of labels (see :func:`groundingml.inference.labels.normalise_labels`).
+class PromptPlanner:
+    """Turns what is asked for into token sequences.
 
-    Raises:
-        PromptError: a prompt is too long, or no label can be expressed in the vocabulary.
+    Args:
+        tokenizer: a fast tokenizer with BERT's uncased vocabulary (``groundingml.models.load_tokenizer``).
+        max_tokens: most tokens of a chunk, [CLS] and [SEP] included.
+        delimiter_ids: tokens at which the network ends a block (``config.delimiter_token_ids``).
     """
-    owners: dict[tuple[int, ...], list[int]] = {}  # token ids of a prompt -> labels that asked for it
-    texts: dict[tuple[int, ...], str] = {}
-    structural = _structural_ids(tokenizer)
-    unknown: int = tokenizer.unk_token_id
-    spelled = _tokenize_all([text for label in labels for text in label.texts], tokenizer)
-    for number, label in enumerate(labels):
-        for text in label.texts:
-            ids = tuple(token for token in spelled[text] if token not in structural)
-            if all(token == unknown for token in ids):
-                continue
-            if len(ids) + 3 > max_tokens:
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_tokens: int = 256,
+        delimiter_ids: Sequence[int] = (101, 102, 1012, 1029),
+    ) -> None:
+        special = frozenset(tokenizer.all_special_ids)
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._unknown: int = tokenizer.unk_token_id
+        self._dot: int = tokenizer.convert_tokens_to_ids(".")
+        self._closing = frozenset(delimiter_ids) - special  # "." and "?"
+        # What structures the sequence and must not come from inside a prompt.
+        self._structural = (frozenset(delimiter_ids) | special) - {self._unknown}
+        self._borrowed = Lock()  # a fast tokenizer may not be used by two threads at once
+
+    def plan_labels(self, labels: Sequence[Label]) -> PromptPlan:
+        """Chunks for a list of labels (see :func:`groundingml.inference.labels.normalise_labels`).
+
+        Raises:
+            PromptError: a prompt is too long, or no label can be expressed in the vocabulary.
+        """
+        owners: dict[tuple[int, ...], list[int]] = {}  # token ids of a prompt -> labels that asked for it
+        texts: dict[tuple[int, ...], str] = {}
+        spelled = self._tokenize_all([text for label in labels for text in label.texts])
+        for number, label in enumerate(labels):
+            for text in label.texts:
+                ids = spelled[text]
+                if all(token == self._unknown for token in ids):
+                    continue
+                if len(ids) + 3 > self._max_tokens:
+                    raise PromptError(
+                        f"label {label.name!r}: its prompt has {len(ids)} tokens, "
+                        f"at most {self._max_tokens - 3} fit; shorten it"
+                    )
+                asked = owners.setdefault(ids, [])
+                if number not in asked:
+                    asked.append(number)
+                texts.setdefault(ids, text)
+        expressed = {number for asked in owners.values() for number in asked}
+        ignored = tuple(label.name for number, label in enumerate(labels) if number not in expressed)
+        _report_ignored(ignored, nothing_left=not owners)
+
+        chunks: list[TextChunk] = []
+        draft = self._new_draft()
+        for number, (ids, asked) in enumerate(owners.items()):
+            if len(draft.ids) + len(ids) + 2 > self._max_tokens:
+                chunks.append(self._finish(draft))
+                draft = self._new_draft()
+            start = len(draft.ids)
+            positions = tuple(start + offset for offset, token in enumerate(ids) if token != self._unknown)
+            draft.prompts.append(Prompt(number, positions, tuple(asked)))
+            draft.ids += [*ids, self._dot]
+            draft.texts.append(" ".join(texts[ids].split()) + " .")
+        chunks.append(self._finish(draft))
+        return PromptPlan(tuple(labels), tuple(chunks), ignored)
+
+    def plan_caption(self, caption: str) -> PromptPlan:
+        """Chunks for a free caption: whole sentences as they stand, with the tokens of each noun phrase marked.
+
+        A phrase that occurs several times ("a cat and another cat") is one label; the best occurrence counts.
+
+        Raises:
+            PromptError: a caption without words, a sentence too long, or nothing in it that the vocabulary has.
+        """
+        phrases = extract_phrases(caption)
+        if not phrases:
+            raise PromptError(f"there is nothing to look for in the caption {caption!r}; name what to find")
+        numbers: dict[str, int] = {}  # phrase in lower case -> label
+        for phrase in phrases:
+            numbers.setdefault(phrase.text.casefold(), len(numbers))
+        labels = {numbers[phrase.text.casefold()]: Label(phrase.text) for phrase in reversed(phrases)}
+        plan_labels = tuple(labels[number] for number in range(len(labels)))
+
+        chunks: list[TextChunk] = []
+        draft = self._new_draft()
+        count = 0
+        for start, end in split_sentences(caption):
+            inside = [phrase for phrase in phrases if start <= phrase.start and phrase.end <= end]
+            ids, owners = self._sentence_tokens(caption[start:end], start, inside)
+            if len(ids) + 2 > self._max_tokens:
                 raise PromptError(
-                    f"label {label.name!r}: its prompt has {len(ids)} tokens, at most {max_tokens - 3} fit; shorten it"
+                    f"the sentence {caption[start : start + 40]!r}... has {len(ids)} tokens, "
+                    f"at most {self._max_tokens - 2} fit; split it with a full stop"
                 )
-            asked = owners.setdefault(ids, [])
-            if number not in asked:
-                asked.append(number)
-            texts.setdefault(ids, text)
-    expressed = {number for asked in owners.values() for number in asked}
-    ignored = tuple(label.name for number, label in enumerate(labels) if number not in expressed)
-    _report_ignored(ignored, nothing_left=not owners)
+            if len(draft.ids) + len(ids) + 1 > self._max_tokens:
+                chunks.append(self._finish(draft))
+                draft = self._new_draft()
+            offset = len(draft.ids)
+            for phrase in inside:
+                positions = tuple(offset + place for place, owner in enumerate(owners) if owner == phrase)
+                if positions:
+                    draft.prompts.append(Prompt(count, positions, (numbers[phrase.text.casefold()],)))
+                    count += 1
+            draft.ids += ids
+            draft.texts.append(caption[start:end])
+        chunks.append(self._finish(draft))
+        kept = tuple(chunk for chunk in chunks if chunk.prompts)
+        expressed = {label for chunk in kept for prompt in chunk.prompts for label in prompt.label_ids}
+        ignored = tuple(label.name for number, label in enumerate(plan_labels) if number not in expressed)
+        _report_ignored(ignored, nothing_left=not expressed)
+        return PromptPlan(plan_labels, kept, ignored)
 
-    dot = _dot_id(tokenizer)
-    chunks: list[TextChunk] = []
-    draft = _Draft(tokenizer.cls_token_id)
-    for number, (ids, asked) in enumerate(owners.items()):
-        if len(draft.ids) + len(ids) + 2 > max_tokens:
-            chunks.append(draft.finish(tokenizer.sep_token_id))
-            draft = _Draft(tokenizer.cls_token_id)
-        start = len(draft.ids)
-        positions = tuple(start + offset for offset, token in enumerate(ids) if token != unknown)
-        draft.prompts.append(Prompt(number, positions, tuple(asked)))
-        draft.ids += [*ids, dot]
-        draft.texts.append(" ".join(texts[ids].split()) + " .")
-    chunks.append(draft.finish(tokenizer.sep_token_id))
-    return PromptPlan(tuple(labels), tuple(chunks), ignored)
-
-
-def plan_caption(caption: str, tokenizer: Tokenizer, max_tokens: int = 256) -> PromptPlan:
-    """Chunks for a free caption: whole sentences as they stand, with the tokens of each noun phrase marked.
-
-    A phrase that occurs several times ("a cat and another cat") is one label; the best occurrence counts.
-
-    Raises:
-        PromptError: a caption without words, a sentence too long, or nothing in it that the vocabulary has.
-    """
-    phrases = extract_phrases(caption)
-    if not phrases:
-        raise PromptError(f"there is nothing to look for in the caption {caption!r}")
-    numbers: dict[str, int] = {}  # phrase in lower case -> label
-    labels: list[Label] = []
-    for phrase in phrases:
-        if phrase.text.casefold() not in numbers:
-            numbers[phrase.text.casefold()] = len(labels)
-            labels.append(Label(phrase.text))
-
-    dot, structural = _dot_id(tokenizer), _structural_ids(tokenizer)
-    blocks = _delimiter_ids(tokenizer)
-    chunks: list[TextChunk] = []
-    draft = _Draft(tokenizer.cls_token_id)
-    expressed: set[int] = set()
-    count = 0
-    for start, end in split_sentences(caption):
-        inside = [phrase for phrase in phrases if start <= phrase.start and phrase.end <= end]
-        ids, owners = _sentence_tokens(caption[start:end], start, inside, structural, blocks, tokenizer)
-        if not ids or ids[-1] not in blocks:
-            ids.append(dot)
+    def _sentence_tokens(
+        self, sentence: str, start: int, phrases: Sequence[Phrase]
+    ) -> tuple[list[int], list[Phrase | None]]:
+        """Token ids of a sentence, ended by a delimiter; for each the phrase that it is a meaningful part of."""
+        with self._borrowed:
+            encoded = self._tokenizer(
+                sentence,
+                add_special_tokens=False,
+                padding=False,
+                truncation=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+        ids: list[int] = []
+        owners: list[Phrase | None] = []
+        last = len(encoded["input_ids"]) - 1
+        for place, token in enumerate(encoded["input_ids"]):
+            closes = token in self._closing and place == last
+            if token in self._structural and not closes:
+                continue  # the dots of "U.S. flag", a literal "[SEP]"
+            low, high = (start + offset for offset in encoded["offset_mapping"][place])
+            owner = next((phrase for phrase in phrases if phrase.start <= low and high <= phrase.end), None)
+            ids.append(token)
+            owners.append(None if closes or token == self._unknown else owner)
+        if not ids or ids[-1] not in self._closing:
+            ids.append(self._dot)
             owners.append(None)
-        if len(ids) + 2 > max_tokens:
-            raise PromptError(
-                f"the sentence {caption[start : start + 40]!r}... has {len(ids)} tokens, at most {max_tokens - 2} fit; "
-                "split it with a full stop"
-            )
-        if len(draft.ids) + len(ids) + 1 > max_tokens:
-            chunks.append(draft.finish(tokenizer.sep_token_id))
-            draft = _Draft(tokenizer.cls_token_id)
-        offset = len(draft.ids)
-        for phrase in inside:
-            positions = tuple(
-                offset + place
-                for place, (token, owner) in enumerate(zip(ids, owners, strict=True))
-                if owner == phrase and token != tokenizer.unk_token_id
-            )
-            if positions:
-                label = numbers[phrase.text.casefold()]
-                expressed.add(label)
-                draft.prompts.append(Prompt(count, positions, (label,)))
-                count += 1
-        draft.ids += ids
-        draft.texts.append(caption[start:end])
-    chunks.append(draft.finish(tokenizer.sep_token_id))
-    ignored = tuple(label.name for number, label in enumerate(labels) if number not in expressed)
-    _report_ignored(ignored, nothing_left=not expressed)
-    return PromptPlan(tuple(labels), tuple(chunk for chunk in chunks if chunk.prompts), ignored)
+        return ids, owners
 
+    def _tokenize_all(self, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        unique = list(dict.fromkeys(texts))
+        with self._borrowed:
+            # A shipped tokenizer.json may ask for padding and truncation of its own; neither is wanted here.
+            encoded = self._tokenizer(
+                unique, add_special_tokens=False, padding=False, truncation=False, verbose=False
+            )
+        return {
+            text: tuple(token for token in ids if token not in self._structural)
+            for text, ids in zip(unique, encoded["input_ids"], strict=True)
+        }
 
-def _sentence_tokens(
-    sentence: str,
-    start: int,
-    phrases: Sequence[Phrase],
-    structural: frozenset[int],
-    blocks: frozenset[int],
-    tokenizer: Tokenizer,
-) -> tuple[list[int], list[Phrase | None]]:
-    """Token ids of a sentence and, for each, the phrase it lies in. Delimiters stay only where the sentence ends."""
-    encoded = tokenizer(
-        sentence, add_special_tokens=False, padding=False, truncation=False, return_offsets_mapping=True
-    )
-    ids: list[int] = []
-    owners: list[Phrase | None] = []
-    pairs = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
-    for place, (token, (low, high)) in enumerate(pairs):
-        closes = token in blocks and place == len(pairs) - 1
-        if token in structural and not closes:
-            continue  # the dots of "U.S. flag", a literal "[SEP]"
-        ids.append(token)
-        inside = [phrase for phrase in phrases if phrase.start <= start + low and start + high <= phrase.end]
-        owners.append(inside[0] if inside and not closes else None)
-    return ids, owners
+    def _new_draft(self) -> _Draft:
+        return _Draft(ids=[self._tokenizer.cls_token_id])
+
+    def _finish(self, draft: _Draft) -> TextChunk:
+        return TextChunk(
+            " ".join(draft.texts), (*draft.ids, self._tokenizer.sep_token_id), tuple(draft.prompts)
+        )
 
 
 @dataclass
 class _Draft:
     """A chunk being filled."""
 
-    cls_id: int
-    ids: list[int] = field(default_factory=list)
+    ids: list[int]
     prompts: list[Prompt] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.ids.append(self.cls_id)
-
-    def finish(self, sep_id: int) -> TextChunk:
-        return TextChunk(" ".join(self.texts), (*self.ids, sep_id), tuple(self.prompts))
-
-
-def _tokenize_all(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, list[int]]:
-    unique = list(dict.fromkeys(texts))
-    # A shipped tokenizer.json may ask for padding and truncation of its own; neither is wanted here.
-    encoded = tokenizer(unique, add_special_tokens=False, padding=False, truncation=False, verbose=False)
-    return dict(zip(unique, encoded["input_ids"], strict=True))
-
-
-def _dot_id(tokenizer: Tokenizer) -> int:
-    return int(tokenizer.convert_tokens_to_ids("."))
-
-
-def _delimiter_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens at which the network ends a block, of those a text may hold."""
-    return frozenset(tokenizer.convert_tokens_to_ids([".", "?"]))
-
-
-def _structural_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that structure the sequence and must not come from inside a prompt."""
-    return _delimiter_ids(tokenizer) | (frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
 def _report_ignored(ignored: Sequence[str], nothing_left: bool) -> None:
@@ -231,4 +239,6 @@ def _report_ignored(ignored: Sequence[str], nothing_left: bool) -> None:
     names = ", ".join(repr(name) for name in ignored[:5]) + (" and others" if len(ignored) > 5 else "")
     if nothing_left:
         raise PromptError(f"the model's vocabulary has no word for {names}; describe it in English words")
-    _log.warning("left out %s: the model's vocabulary has no word for it; describe it in English words", names)
+    _log.warning(
+        "left out %s: the model's vocabulary has no word for it; describe it in English words", names
+    )

@@ -1,0 +1,292 @@
+"""The one path from an image and a prompt to labelled boxes; serving, evaluation and the command line all take it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from groundingml.inference.caching import LruCache
+from groundingml.inference.detections import Detections
+from groundingml.inference.images import ImageSource, load_image
+from groundingml.inference.labels import Label, Labels, normalise_labels
+from groundingml.inference.merging import keep_after_merge
+from groundingml.inference.preprocessing import preprocess
+from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, Tokenizer
+from groundingml.inference.scoring import Candidates, select_candidates
+
+if TYPE_CHECKING:
+    from groundingml.models.grounding_dino.config import GroundingDinoConfig
+    from groundingml.models.grounding_dino.network import GroundingDino
+    from groundingml.models.grounding_dino.outputs import TextFeatures
+
+MOST_DETECTIONS = 300
+"""At most so many boxes for an image, the best ones (as in MM-Grounding-DINO's evaluation)."""
+
+MERGE_IOU = 0.7
+"""Boxes of one label found by different prompts count as one object from this overlap on."""
+
+_LEAST_SIDE = 0.5  # pixels; thinner boxes hold nothing
+_PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Detector:
+    """Finds what a prompt names.
+
+    >>> detector = Detector.from_pretrained("nano")
+    >>> found = detector("photo.jpg", labels=["cat", "remote control"])
+    >>> found.draw("photo.jpg").save("boxes.jpg")
+
+    The image's features are computed once, however many labels there are; those of a prompt are kept and used again.
+    May be called from several threads. A detector of weights that change (in training) needs ``clear_cache()``.
+
+    Args:
+        model: in any mode and place; it is put into eval mode and moved to ``device``.
+        tokenizer: ``groundingml.models.load_tokenizer``'s.
+        device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
+        dtype: "auto" and "float32" compute in fp32, "float16" and "bfloat16" under autocast.
+        checkpoint_digest: identifies the weights.
+        name: what to call the detector, e.g. where its weights came from.
+    """
+
+    def __init__(
+        self,
+        model: GroundingDino,
+        tokenizer: Tokenizer,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        checkpoint_digest: str = "",
+        name: str = "custom",
+    ) -> None:
+        self.device = resolve_device(device)
+        self._low_precision = _resolve_precision(dtype)
+        self.model = model.to(self.device).eval()
+        self.config: GroundingDinoConfig = model.config
+        self.checkpoint_digest = checkpoint_digest
+        self.name = name
+        self.default_threshold: float = self.config.default_threshold
+        self._planner = PromptPlanner(tokenizer, self.config.max_text_len, self.config.delimiter_token_ids)
+        self._plans: LruCache[PromptPlan] = LruCache(64)
+        self._texts: LruCache[TextFeatures] = LruCache(128)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str] = "nano",
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        config: GroundingDinoConfig | dict[str, Any] | None = None,
+    ) -> Detector:
+        """Load a model: "nano" (inside the package), a short name, a hub id, a folder or a file.
+
+        Raises:
+            What ``groundingml.models.load_model`` raises; ValueError for an unknown or missing device.
+        """
+        from groundingml.models import checkpoint_digest, load_model, load_tokenizer
+
+        place = resolve_device(
+            device
+        )  # before the weights are read: a wrong device should not cost a download
+        source = source if isinstance(source, str) else Path(source)
+        return cls(
+            load_model(source, config),
+            load_tokenizer(source),
+            device=place,
+            dtype=dtype,
+            checkpoint_digest=checkpoint_digest(source),
+            name=str(source),
+        )
+
+    def __repr__(self) -> str:
+        return f"Detector({self.name!r}, device={str(self.device)!r}, checkpoint_digest={self.checkpoint_digest!r})"
+
+    @overload
+    def __call__(
+        self,
+        images: ImageSource,
+        labels: Labels | None = None,
+        caption: str | None = None,
+        threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> Detections: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[ImageSource],
+        labels: Labels | None = None,
+        caption: str | None = None,
+        threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        labels: Labels | None = None,
+        caption: str | None = None,
+        threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> Detections | list[Detections]:
+        """Detections of one image, or a list of them for a sequence of images.
+
+        Args:
+            images: a path, encoded bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8 or floats in 0..1;
+                or a sequence of these (also an array (B, H, W, 3) or a tensor (B, 3, H, W)).
+            labels: names, or a mapping from names to prompts. Exactly one of ``labels`` and ``caption`` is needed.
+            caption: an English sentence whose noun phrases are looked for; they become the labels.
+            threshold: least score, in 0..1; by default the model's. A label's own threshold takes precedence.
+            batch_size: images computed together; by default 1 on a CPU, where more does not pay, and 8 on a GPU.
+
+        Raises:
+            ValueError: neither or both of labels and caption, no labels, a label that is too long, a threshold out of range.
+            ImageError: an image cannot be read.
+        """
+        plan = self.plan(labels, caption)
+        thresholds = self._thresholds(plan, threshold)
+        batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        many = _many_images(images)
+        if many is None:
+            return self._detect([load_image(images)], plan, thresholds)[0]  # type: ignore[arg-type]
+        found: list[Detections] = []
+        for start in range(0, len(many), batch_size):
+            batch = [load_image(image) for image in many[start : start + batch_size]]
+            found += self._detect(batch, plan, thresholds)
+        return found
+
+    def plan(self, labels: Labels | None = None, caption: str | None = None) -> PromptPlan:
+        """The token sequences that a question becomes; cached. Raises as a call of the detector does."""
+        if (labels is None) == (caption is None):
+            given = "neither" if labels is None else "both"
+            raise ValueError(f"give either labels=[...] or caption='...', got {given}")
+        if labels is not None:
+            asked = tuple(normalise_labels(labels))
+            return self._plans.get(asked, lambda: self._planner.plan_labels(asked))
+        assert caption is not None
+        if not isinstance(caption, str):
+            raise ValueError(f"caption must be one string, got {caption!r}; for a list use labels")
+        return self._plans.get(caption, lambda: self._planner.plan_caption(caption))
+
+    def clear_cache(self) -> None:
+        """Forget text features, for when the weights have changed."""
+        self._texts.clear()
+
+    def _thresholds(self, plan: PromptPlan, threshold: float | None) -> Tensor:
+        threshold = self.default_threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in 0..1, got {threshold}")
+        values = [threshold if label.threshold is None else label.threshold for label in plan.labels]
+        return torch.tensor(values, device=self.device)
+
+    @torch.inference_mode()
+    def _detect(self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor) -> list[Detections]:
+        batch = preprocess(images, self.config.image_size, self.config.image_mean, self.config.image_std)
+        found: list[list[Candidates]] = [[] for _ in images]
+        with self._precision():
+            mask = batch.pixel_mask.to(self.device) if batch.is_padded else None
+            features = self.model.encode_image(batch.pixel_values.to(self.device), mask)
+            for chunk in plan.chunks:
+                text = self._encode_text(chunk)
+                output = self.model.ground(features, text)  # one text serves all images
+                for row, candidates in enumerate(found):
+                    candidates.append(
+                        select_candidates(
+                            output.logits[row],
+                            output.boxes_cxcywh[row],
+                            chunk,
+                            thresholds,
+                            "mean" if self.config.score_aggregation == "mean" else "max",
+                            MOST_DETECTIONS,
+                        )
+                    )
+        return [
+            _to_detections(Candidates.concatenate(candidates), image, plan.labels)
+            for image, candidates in zip(images, found, strict=True)
+        ]
+
+    def _encode_text(self, chunk: TextChunk) -> TextFeatures:
+        def encode() -> TextFeatures:
+            input_ids = torch.tensor([chunk.input_ids], device=self.device)
+            return self.model.encode_text(input_ids, torch.ones_like(input_ids))
+
+        return self._texts.get(chunk.input_ids, encode)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._low_precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._low_precision)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """ "auto" or a device's name -> a device that is there.
+
+    Raises:
+        ValueError: unknown name, or CUDA asked for without a usable GPU.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:N")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device cuda was asked for, but PyTorch sees no usable GPU; use device='cpu' or see `groundingml env`"
+        )
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} was asked for, but there are only {torch.cuda.device_count()} GPUs"
+        )
+    return place
+
+
+def _resolve_precision(dtype: str) -> torch.dtype | None:
+    """The type to autocast to; None for plain fp32, which "auto" is: boxes and scores then equal the references'."""
+    if dtype == "auto":
+        return None
+    if dtype not in _PRECISIONS:
+        raise ValueError(f"unknown dtype {dtype!r}: use auto, {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[dtype]
+
+
+def _many_images(images: object) -> list[ImageSource] | None:
+    """The images of a sequence; None when it is one image."""
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        return None
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else None
+    return list(images) if isinstance(images, Iterable) else None
+
+
+def _to_detections(candidates: Candidates, image: Image.Image, labels: Sequence[Label]) -> Detections:
+    width, height = image.size
+    x, y, w, h = candidates.boxes_cxcywh.unbind(-1)
+    boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)
+    # The embedded boxes are relative to the image without padding, so its upright size is all that is needed.
+    boxes = boxes.clamp(0, 1) * boxes.new_tensor([width, height, width, height])
+    keep = keep_after_merge(
+        boxes, candidates.scores, candidates.label_ids, candidates.prompt_numbers, MERGE_IOU
+    )
+    sides = boxes[keep, 2:] - boxes[keep, :2]
+    keep = keep[(sides >= _LEAST_SIDE).all(-1)][:MOST_DETECTIONS]
+    label_ids = candidates.label_ids[keep].cpu().numpy()
+    return Detections(
+        boxes_xyxy=boxes[keep].cpu().numpy(),
+        scores=candidates.scores[keep].cpu().numpy(),
+        labels=[labels[number].name for number in label_ids],
+        label_ids=label_ids,
+        image_size=(height, width),
+        label_names=tuple(label.name for label in labels),
+    )
