@@ -1,0 +1,124 @@
+"""Label Studio as this server may use it: which of its paths are images, and the token that opens them.
+
+The token goes to one origin (scheme, host and port) and to the image paths below, nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import threading
+import time
+from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit
+
+from groundingml.labelstudio.addresses import FetchError, Origin
+from groundingml.labelstudio.bounded_http import BoundedHttp
+
+_JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UPLOAD = re.compile(r"/data/upload/(\d+)/([^/\\]+)")
+DEFAULT_ACCESS_SECONDS = 240.0
+"""How long an access token is used when it does not say when it expires (Label Studio's live 300 s)."""
+
+
+class LabelStudioAccess:
+    """The configured Label Studio: its origin, its image paths, its token."""
+
+    def __init__(self, url: str, api_key: str | None, http: BoundedHttp) -> None:
+        self._base = url.rstrip("/")
+        self._prefix = urlsplit(self._base).path
+        self.origin = Origin.of(urlsplit(self._base))
+        self._api_key = (api_key or "").strip()
+        self._http = http
+        self._lock = threading.Lock()
+        self._access_token = ""
+        self._access_until = 0.0
+
+    @property
+    def has_token(self) -> bool:
+        """Whether an API key was given."""
+        return bool(self._api_key)
+
+    def image_url(self, reference: SplitResult) -> str:
+        """The absolute URL of one of this Label Studio's images, written anew from the path's checked parts.
+
+        Raises:
+            FetchError: when the path is not one that Label Studio serves images under.
+        """
+        path = unquote(reference.path)
+        if self._prefix and path.startswith(f"{self._prefix}/"):
+            path = path[len(self._prefix) :]
+        if path in ("/data/local-files/", "/data/local-files"):
+            return f"{self._base}/data/local-files/?d={quote(_local_file(reference.query), safe='/')}"
+        upload = _UPLOAD.fullmatch(path)
+        if upload is None or reference.query or upload[2] in (".", "..") or _CONTROL.search(path):
+            raise FetchError(
+                "not an image path of Label Studio; those are /data/upload/<project>/<file> and "
+                "/data/local-files/?d=<file>"
+            )
+        return f"{self._base}/data/upload/{upload[1]}/{quote(upload[2], safe='')}"
+
+    def authorization(self, deadline: float, *, renew: bool = False) -> dict[str, str]:
+        """Headers that prove who we are; empty without an API key. ``renew`` asks for a new access token.
+
+        Raises:
+            FetchError: when a personal access token cannot be exchanged.
+        """
+        if not self._api_key:
+            return {}
+        if not self.is_personal_token:
+            return {"Authorization": f"Token {self._api_key}"}
+        with self._lock:
+            if renew or time.monotonic() >= self._access_until:
+                self._access_token, lifetime = self._exchange(deadline)
+                self._access_until = time.monotonic() + lifetime
+            return {"Authorization": f"Bearer {self._access_token}"}
+
+    @property
+    def is_personal_token(self) -> bool:
+        """Whether the API key is a personal access token, which is exchanged, and not a legacy one."""
+        return _JWT.fullmatch(self._api_key) is not None
+
+    def _exchange(self, deadline: float) -> tuple[str, float]:
+        answer = self._http.request(
+            "POST",
+            f"{self._base}/api/token/refresh/",
+            deadline=deadline,
+            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            content=json.dumps({"refresh": self._api_key}).encode(),
+        )
+        try:
+            token = json.loads(answer.body)["access"] if answer.status == 200 else None
+        except (ValueError, KeyError, TypeError):
+            token = None
+        if not isinstance(token, str) or not _JWT.fullmatch(token):
+            raise FetchError(
+                f"Label Studio did not accept the personal access token (status {answer.status}); "
+                "make a new one under Account & Settings, and check LABEL_STUDIO_URL"
+            )
+        return token, _seconds_to_live(token)
+
+
+def _local_file(query: str) -> str:
+    """The path of a local file, from ``d=<path>``, free of ways to leave its folder."""
+    name, separator, encoded = query.partition("=")
+    path = unquote_plus(encoded)
+    parts = re.split(r"[/\\]", path)
+    if name != "d" or not separator or "&" in encoded or not path or ".." in parts or _CONTROL.search(path):
+        raise FetchError(
+            "not a local file of Label Studio; those look like /data/local-files/?d=folder/file.jpg"
+        )
+    return path
+
+
+def _seconds_to_live(jwt: str) -> float:
+    """How long to use an access token: until half a minute before it expires."""
+    payload = jwt.split(".")[1]
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        # From its own two times, since clocks of two machines differ.
+        return float(max(claims["exp"] - claims["iat"] - 30, 0))
+    except (ValueError, KeyError, TypeError, binascii.Error):
+        return DEFAULT_ACCESS_SECONDS

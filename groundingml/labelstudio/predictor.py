@@ -1,0 +1,162 @@
+"""Tasks -> predictions: fetch the images, ask the detector, shape the answers. One bad task harms no
+other."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from groundingml.inference import Label, PromptError
+from groundingml.labelstudio.addresses import FetchError
+from groundingml.labelstudio.images import ImageFetcher
+from groundingml.labelstudio.label_config import ConfigImage, LabelConfig, LabelConfigError
+from groundingml.labelstudio.predictions import failed_prediction, prediction, regions_from_detections
+from groundingml.labelstudio.prompts import (
+    Query,
+    newest_prompt,
+    query_for_labels,
+    query_for_text,
+    split_phrases,
+)
+from groundingml.labelstudio.settings import Settings
+from groundingml.labelstudio.worker import ModelWorker
+
+logger = logging.getLogger(__name__)
+
+IMAGES_AHEAD = 4
+"""Images of one request that are held at a time, so that fetching overlaps with detecting and memory stays
+small."""
+
+
+class TaskError(ValueError):
+    """A task cannot be predicted. The message is fit to be logged and shown."""
+
+
+class Predictor:
+    """Answers predict requests with the worker's detector."""
+
+    def __init__(self, settings: Settings, worker: ModelWorker) -> None:
+        self._worker = worker
+        self._fetcher = ImageFetcher(settings)
+        self._fetch_threads = concurrent.futures.ThreadPoolExecutor(
+            2 * IMAGES_AHEAD, thread_name_prefix="image fetcher"
+        )
+
+    async def predict_tasks(
+        self,
+        tasks: Sequence[Any],
+        config: LabelConfig,
+        version: str,
+        deadline: float,
+        is_abandoned: Callable[[], bool],
+    ) -> list[dict[str, Any]]:
+        """One item for each task, in order, with the project's labels.
+
+        Tasks that are not done by ``deadline`` (a value of ``time.monotonic()``) get items without a result:
+        Label Studio keeps the others, and asks for the missing ones the next time. Nothing more is begun once
+        ``is_abandoned`` says that nobody waits for the answer.
+        """
+        window = asyncio.Semaphore(IMAGES_AHEAD)
+
+        async def predict(task: Any) -> dict[str, Any]:
+            async with window:
+                if is_abandoned():
+                    return failed_prediction("nobody waits for the answer any more", version)
+                return await _item_or_failure(task, version, deadline, self._predict_labels(task, config))
+
+        items = await asyncio.gather(*(predict(task) for task in tasks))
+        failed = sum("result" not in item for item in items)
+        if failed:
+            logger.warning("%d of %d tasks have no prediction", failed, len(items))
+        return items
+
+    async def predict_prompt(
+        self, task: Any, config: LabelConfig, context_result: Any, version: str, deadline: float
+    ) -> dict[str, Any]:
+        """The item for one task with what its annotator typed last; empty when that is nothing.
+
+        Raises:
+            TaskError: when it cannot be predicted or not in time. The editor shows results only, so the
+                request fails.
+        """
+        newest = newest_prompt(config, context_result)
+        phrases = split_phrases(newest[1]) if newest else []
+        if newest is None or not phrases or newest[0].image not in config.images:
+            return prediction([], version)
+        regions = self._predict_phrases(task, config, newest[0].image, phrases)
+        item = await _item_or_failure(task, version, deadline, regions)
+        if "result" not in item:
+            raise TaskError(item["error"])
+        return item
+
+    def close(self) -> None:
+        """Drop what is not begun."""
+        self._fetch_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _predict_labels(self, task: Any, config: LabelConfig) -> list[dict[str, Any]]:
+        data = _task_data(task)
+        regions = []
+        for image in config.images:
+            regions += await self._regions(data, query_for_labels(config, image, data))
+        return regions
+
+    async def _predict_phrases(
+        self, task: Any, config: LabelConfig, image: ConfigImage, phrases: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        data = _task_data(task)
+        return await self._regions(data, query_for_text(config, image, phrases, data))
+
+    async def _regions(self, data: dict[str, Any], query: Query) -> list[dict[str, Any]]:
+        if query.image.key not in data:
+            raise TaskError(
+                f'the task\'s data has no field "{query.image.key}" for <Image name="{query.image.name}">'
+            )
+        if not query.wanted:
+            return []
+        picture: Image.Image = await asyncio.get_running_loop().run_in_executor(
+            self._fetch_threads, self._fetcher.fetch, data[query.image.key]
+        )
+        default_threshold = (await self._worker.ready(0)).default_threshold
+        detections = await self._worker.detect(picture, _detector_labels(query, default_threshold))
+        return regions_from_detections(detections, query, default_threshold)
+
+
+async def _item_or_failure(
+    task: Any, version: str, deadline: float, regions: Awaitable[list[dict[str, Any]]]
+) -> dict[str, Any]:
+    task_id = task.get("id") if isinstance(task, dict) else None
+    try:
+        return prediction(await asyncio.wait_for(regions, deadline - time.monotonic()), version)
+    except (FetchError, LabelConfigError, PromptError, TaskError) as error:
+        reason = str(error)
+    except asyncio.TimeoutError:
+        reason = "there was no time left for this task in its request"
+    except Exception:
+        logger.exception("Task %s: the prediction failed", task_id)
+        return failed_prediction("the prediction failed; the server's log says why", version)
+    logger.warning("Task %s: %s", task_id, reason)
+    return failed_prediction(reason, version)
+
+
+def _task_data(task: Any) -> dict[str, Any]:
+    data = task.get("data") if isinstance(task, dict) else None
+    if not isinstance(data, dict):
+        raise TaskError("the task has no data")
+    return data
+
+
+def _detector_labels(query: Query, default_threshold: float) -> list[Label]:
+    """What the detector is asked for; a thing wanted by several controls with the lowest of their
+    thresholds."""
+    labels = []
+    for wanted in query.wanted:
+        thresholds = (target.control.threshold for target in wanted.targets)
+        lowest = min(default_threshold if threshold is None else threshold for threshold in thresholds)
+        labels.append(Label(wanted.name, prompts=wanted.prompts, threshold=lowest))
+    return labels

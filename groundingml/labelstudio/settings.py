@@ -1,0 +1,95 @@
+"""What a server is told when it starts: model, addresses, credentials, limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+
+class SettingsError(ValueError):
+    """A setting is wrong. The message names it and says what it should be."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one backend process. Nothing here is read from the environment; `groundingml serve` does
+    that."""
+
+    model: str = "nano"
+    device: str = "auto"
+
+    label_studio_url: str | None = None
+    """Where Label Studio is, as this process reaches it. The only place that ever gets the API key."""
+    label_studio_api_key: str | None = field(default=None, repr=False)
+    """A legacy token (40 hex digits) or a personal access token (a JWT)."""
+
+    basic_auth_user: str | None = None
+    basic_auth_password: str | None = field(default=None, repr=False)
+
+    allow_hosts: tuple[str, ...] = ()
+    """HOST or HOST:PORT entries that images may be fetched from although their address is private."""
+
+    load_wait_s: float = 60.0
+    """How long /predict waits for a model that is still loading before it answers 503."""
+    predict_budget_s: float = 85.0
+    """Tasks of one request that are not done by then are left out; Label Studio itself gives up after 100
+    s."""
+    fetch_timeout_s: float = 20.0
+    """For one image, redirects included."""
+    max_image_bytes: int = 50_000_000
+    max_image_pixels: int = 80_000_000
+    max_body_bytes: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for entry in self.allow_hosts:
+            parse_host(entry)
+        if self.label_studio_url is not None:
+            _check_url(self.label_studio_url)
+        if self.label_studio_api_key and not self.label_studio_url:
+            raise SettingsError(
+                "A Label Studio API key is set without Label Studio's URL, so it is not known whom to send "
+                "it to: set LABEL_STUDIO_URL (or --label-studio-url) too."
+            )
+        if (self.basic_auth_user is None) != (self.basic_auth_password is None):
+            raise SettingsError("Basic auth needs both a user name and a password; only one of them is set.")
+        if self.basic_auth_user is not None and (
+            not self.basic_auth_user or ":" in self.basic_auth_user or not self.basic_auth_password
+        ):
+            raise SettingsError("Basic auth needs a user name without ':' and a password that is not empty.")
+
+
+def parse_host(entry: str) -> tuple[str, int | None]:
+    """``"nas.local:8000"`` -> ``("nas.local", 8000)``; without a port, None.
+
+    Raises:
+        SettingsError: when it is neither HOST nor HOST:PORT.
+    """
+    text = entry.strip().lower()
+    host, separator, port = text.rpartition(":")
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        separator, port = port[:1], port[1:]
+    elif not separator or ":" in host:  # no port, or a bare IPv6 address
+        host, separator, port = text, "", ""
+    if not host or "/" in host or (separator and not (port.isdigit() and 0 < int(port) < 65536)):
+        raise SettingsError(
+            f"{entry!r} is neither HOST nor HOST:PORT; hosts to allow look like nas.local:8000."
+        )
+    return host.rstrip("."), int(port) if port else None
+
+
+def _check_url(url: str) -> None:
+    wanted = f"Label Studio's URL must look like http://localhost:8080, not {url!r}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise SettingsError(f"{wanted}: {error}.") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise SettingsError(f"{wanted}.")
+    if parts.username or parts.password:
+        raise SettingsError(
+            "Label Studio's URL must not hold a user name or password; use the API key instead."
+        )
+    if parts.query or parts.fragment:
+        raise SettingsError(f"{wanted} (no '?' and no '#').")
