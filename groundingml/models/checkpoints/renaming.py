@@ -31,7 +31,7 @@ class Renamed:
 def rename(weights: Mapping[str, Tensor], table: Mapping[str, str], dropped: Sequence[str] = ()) -> Renamed:
     """Rename ``weights`` by ``table``, leaving out names that match an expression of ``dropped``.
 
-    The first rule that matches wins. Splitting makes views: nothing is copied.
+    The first rule that matches wins. Parts of a split tensor are copies, so that no parameters share memory.
     """
     rules = [(_pattern(source), target) for source, target in table.items()]
     drop = [re.compile(pattern) for pattern in dropped]
@@ -68,4 +68,5 @@ def _renamed(target: str, match: re.Match[str], tensor: Tensor) -> dict[str, Ten
     name = _PLACEHOLDERS.sub(lambda part: values.get(part.group(1) or "rest", part.group(0)), target)
     if "{qkv}" not in name:
         return {name: tensor}
-    return {name.replace("{qkv}", part): rows for part, rows in zip(_QKV, tensor.chunk(3), strict=True)}
+    parts = zip(_QKV, tensor.chunk(3), strict=True)
+    return {name.replace("{qkv}", part): rows.clone() for part, rows in parts}

@@ -65,9 +65,10 @@ class CheckpointFiles:
 def resolve(source: str | Path) -> CheckpointFiles:
     """Find the files of ``source``.
 
-    A string is, in this order: a short name (``nano``, ``llmdet-tiny``), a path that exists, a file on the
-    hub (``organisation/model/file.pth``), a hub id (``organisation/model``). A Path, or a string like ``./nano``,
-    is always a path. The hub's cache is used first, without asking the network; ``hf download ID`` refreshes it.
+    A string is, in this order: a short name (``nano``, ``llmdet-tiny``), a path that exists, a file on
+    the hub (``organisation/model/file.pth``), a hub id (``organisation/model``). A Path, or a string like
+    ``./nano``, is always a path. The hub's cache is used first, without asking the network; run
+    ``hf download ID`` to refresh it.
 
     Raises:
         CheckpointError: nothing there; the message lists near matches, or says how to fetch the model.
@@ -108,8 +109,8 @@ def _in_folder(folder: Path, name: str) -> CheckpointFiles:
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         holds = f"it holds {', '.join(found[:8])}" if found else "it is empty or absent"
         raise CheckpointError(
-            f"no weights in {folder}: expected {_SAFETENSORS[0]} or {_TORCH[0]} (or shards with an index), or "
-            f"one .pth file; {holds}"
+            f"no weights in {folder}: expected {_SAFETENSORS[0]} or {_TORCH[0]} (or shards with an index), "
+            f"or one .pth file; {holds}"
         )
     return CheckpointFiles(name, weights, config if config.is_file() else None, folder)
 

@@ -223,14 +223,9 @@ class GroundingDino(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to a folder that `load_model` reads: Hugging Face's layout, or our own for a `nano` model."""
         # Imported here because checkpoints know the network, not the other way round.
-        if self.config.family == "nano":
-            from groundingml.models.checkpoints.native import save_native
+        from groundingml.models.checkpoints.save import save_pretrained
 
-            save_native(self, folder)
-        else:
-            from groundingml.models.checkpoints.huggingface import save_huggingface
-
-            save_huggingface(self, folder)
+        save_pretrained(self, folder)
 
     def _propose(
         self, image: ImageFeatures, text: TextFeatures, topk_indices: Tensor | None

@@ -1,0 +1,85 @@
+"""Writing a model to a folder, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from groundingml.models.checkpoints.errors import CheckpointError
+from groundingml.models.checkpoints.huggingface import save_huggingface
+from groundingml.models.checkpoints.sources import EMBEDDED
+
+if TYPE_CHECKING:
+    from groundingml.models.grounding_dino.network import GroundingDino
+
+BERT_VOCABULARY = EMBEDDED / "nano" / "tokenizer.json"
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "BertTokenizer",
+    "do_lower_case": True,
+    "model_max_length": 512,
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+    "pad_token": "[PAD]",
+    "sep_token": "[SEP]",
+    "unk_token": "[UNK]",
+}
+
+
+def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = None) -> None:
+    """Write a model so that `load_model(folder)` gives it back bit for bit.
+
+    Grounding DINO, MM-Grounding-DINO and LLMDet are written in the Hugging Face layout (config, weights,
+    preprocessor, tokenizer), which transformers loads too; models of the embedded kind in our own. The files
+    are written beside `folder` and moved when all are complete: a crash or a full disk leaves what was there.
+
+    Args:
+        model: in any dtype, on any device; the weights keep their dtype.
+        folder: made if absent; files of the same names are replaced, others stay.
+        tokenizer: of transformers; by default BERT's uncased vocabulary, which all published models use.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+        ValueError: a Hugging Face family with a config that transformers has no class for.
+    """
+    folder = Path(folder).expanduser().absolute()
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            _write(model, partial, tokenizer)
+            _move(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write the model to {folder}: {error}") from error
+
+
+def _write(model: GroundingDino, folder: Path, tokenizer: Any) -> None:
+    if model.config.family == "nano":
+        from groundingml.models.checkpoints.native import save_native
+
+        save_native(model, folder)
+        return
+    save_huggingface(model, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    elif model.config.text_config["vocab_size"] >= 30522:
+        shutil.copyfile(BERT_VOCABULARY, folder / "tokenizer.json")
+        text = json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _move(partial: Path, folder: Path) -> None:
+    for file in partial.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    for file in sorted(partial.iterdir()):
+        file.replace(folder / file.name)

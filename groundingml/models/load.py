@@ -1,0 +1,198 @@
+"""From the name of a model to a network ready to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from groundingml.models.checkpoints import huggingface
+from groundingml.models.checkpoints.errors import CheckpointError, mismatch_report
+from groundingml.models.checkpoints.formats import to_huggingface_names
+from groundingml.models.checkpoints.renaming import rename
+from groundingml.models.checkpoints.sizes import config_from_shapes
+from groundingml.models.checkpoints.sources import EMBEDDED, CheckpointFiles, resolve
+from groundingml.models.checkpoints.weights import read_weights
+from groundingml.models.grounding_dino.config import GroundingDinoConfig
+from groundingml.models.grounding_dino.network import GroundingDino
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NATIVE = "groundingml"  # the model_type of our own layout, which the embedded model has
+BERT_POSITIONS = 512
+
+
+def load_model(
+    source: str | Path, config: GroundingDinoConfig | Mapping[str, Any] | None = None
+) -> GroundingDino:
+    """Load a model for inference: eval mode, float32, on the CPU.
+
+    Args:
+        source: a short name (`nano`, `grounding-dino-tiny`, `llmdet-base`, ...), a hub id, a folder or a
+            file. The format is told by the parameters' names: Hugging Face, original .pth, MMDetection .pth
+            (LLMDet's too).
+        config: a config of ours, or the dict of a Hugging Face config.json. Without it the config.json beside
+            the weights is read, and without that the sizes are read off the weights.
+
+    Raises:
+        CheckpointError: nothing found, nothing fetched, an unreadable file, or parameters that do not fit;
+            the message names them and says what to do.
+    """
+    files = resolve(source)
+    values = _read_config(files)
+    if values is not None and values.get("model_type") == NATIVE:
+        return _load_native(files, config)
+    try:
+        weights = to_huggingface_names(read_weights(files.weights))
+        chosen = _choose_config(config, values, weights)
+        weights = huggingface.from_huggingface_names(weights, chosen)
+        return _build(chosen, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot load {files.name!r}: {error}") from error
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model: that of its folder, else the BERT vocabulary shipped with the package.
+
+    Every published model of the family uses bert-base-uncased.
+    """
+    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+    folder = resolve(source).folder
+    if folder is not None and not (folder / "tokenizer.json").is_file() and (folder / "vocab.txt").is_file():
+        return BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=BERT_POSITIONS)
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        folder = EMBEDDED / "nano"
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        model_max_length=BERT_POSITIONS,
+        unk_token="[UNK]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def checkpoint_digest(source: str | Path) -> str:
+    """12 hexadecimal digits that identify the weights: of the file's SHA-256, or of the shards' together."""
+    digests = []
+    for file in sorted(resolve(source).weights):
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        digests.append(digest.hexdigest())
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return whole[:12]
+
+
+def _read_config(files: CheckpointFiles) -> dict[str, Any] | None:
+    if files.config is None:
+        return None
+    try:
+        values = json.loads(files.config.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{files.config} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{files.config} is not the config of a model")
+    return values
+
+
+def _load_native(
+    files: CheckpointFiles, config: GroundingDinoConfig | Mapping[str, Any] | None
+) -> GroundingDino:
+    from groundingml.models.checkpoints.native import load_native
+
+    if config is not None:
+        raise CheckpointError(f"{files.name!r} has a config of its own; load it without `config`")
+    assert files.folder is not None  # it was told by the folder's config.json
+    return load_native(files.folder)
+
+
+def _choose_config(
+    given: GroundingDinoConfig | Mapping[str, Any] | None,
+    found: Mapping[str, Any] | None,
+    weights: Mapping[str, Tensor],
+) -> GroundingDinoConfig:
+    if isinstance(given, GroundingDinoConfig):
+        return given
+    values = given or found or config_from_shapes(weights)
+    try:
+        return GroundingDinoConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"its config does not describe a model of this family: {error}") from error
+
+
+def _build(config: GroundingDinoConfig, weights: dict[str, Tensor]) -> GroundingDino:
+    """A network made of the very tensors in ``weights`` (emptied on the way): no memory is filled twice."""
+    with torch.device("meta"):  # shapes only
+        model = GroundingDino(config)
+    expected = model.state_dict()
+    report = _compare(expected, weights)
+    if report:
+        raise CheckpointError(
+            f"its parameters do not fit the model\n{report}{_likely_cause(config, weights)}"
+        )
+    state = {name: weights.pop(name).to(parameter.dtype) for name, parameter in expected.items()}
+    model.load_state_dict(state, assign=True)
+    _fill_buffers(model)
+    return model.eval()
+
+
+def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """What does not fit, in the names of the Hugging Face layout, which are nearer to the file than ours."""
+    if expected.keys() == found.keys() and all(
+        found[name].shape == expected[name].shape for name in expected
+    ):
+        return None
+    shapes = [{name: tuple(t.shape) for name, t in _file_names(side).items()} for side in (expected, found)]
+    return mismatch_report(*shapes)
+
+
+def _file_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = rename(weights, {ours: theirs for theirs, ours in huggingface.NAMES.items()})
+    return renamed.weights | {name: weights[name] for name in renamed.unknown}
+
+
+def _likely_cause(config: GroundingDinoConfig, weights: Mapping[str, Tensor]) -> str:
+    if config.family == "grounding-dino" and any("class_embed" in name for name in weights):
+        return (
+            "\nThe config says Grounding DINO, but the class heads have a bias as in MM-Grounding-DINO and "
+            "LLMDet. The first published LLMDet conversions (fushh7/llmdet_swin_*_hf) are like that and not "
+            "supported: use llmdet-tiny, llmdet-base or llmdet-large"
+        )
+    try:
+        theirs = GroundingDinoConfig.from_dict(config_from_shapes(_file_names(weights)))
+    except (CheckpointError, ValueError):
+        return "\nThe file may hold a part of the model only (one shard of several, or a cut state dict)"
+    differing = [
+        f"{name} is {getattr(theirs, name)} in the file and {getattr(config, name)} in the config"
+        for name in (
+            "family",
+            "backbone",
+            "d_model",
+            "num_levels",
+            "num_queries",
+            "encoder_layers",
+            "decoder_layers",
+        )
+        if getattr(theirs, name) != getattr(config, name)
+    ]
+    return f"\nThe config is of another model: {'; '.join(differing)}" if differing else ""
+
+
+def _fill_buffers(model: GroundingDino) -> None:
+    """Give BERT's two buffers, which no file holds, their values."""
+    embeddings: Any = model.text_encoder.bert.embeddings
+    positions = embeddings.position_ids.shape[1]
+    embeddings.position_ids = torch.arange(positions).expand(1, -1)
+    embeddings.token_type_ids = torch.zeros(1, positions, dtype=torch.long)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
