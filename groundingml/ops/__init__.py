@@ -2,5 +2,6 @@
 
 from groundingml.ops import reference
 from groundingml.ops.functional import ms_deform_attn, ms_deform_attn_from_offsets
+from groundingml.ops.library import OpsStatus, status
 
-__all__ = ["ms_deform_attn", "ms_deform_attn_from_offsets", "reference"]
+__all__ = ["OpsStatus", "ms_deform_attn", "ms_deform_attn_from_offsets", "reference", "status"]

@@ -111,9 +111,12 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: 
 
 
 def _check_companion(value: Tensor, name: str, tensor: Tensor) -> None:
-    """Beside 16-bit values the geometry may be float32 (accurate, preferred) or value's dtype; else it is value's dtype."""
+    """Beside 16-bit values geometry may be float32 (accurate, preferred) or value's dtype; else it is value's dtype.
+
+    In an autocast region the dtypes are about to be cast.
+    """
     allowed = (value.dtype,) if value.dtype == torch.float64 else (value.dtype, torch.float32)
-    if tensor.dtype not in allowed:
+    if tensor.dtype not in allowed and not torch.is_autocast_enabled(value.device.type):
         names = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))
         raise TypeError(f"{name} must be {names} when value is {value.dtype}, got {tensor.dtype}")
     if tensor.device != value.device:

@@ -13,9 +13,9 @@ const Kernels* kernels_in_use();
 }  // namespace groundingml::cpu
 
 // For the pybind11 module, with the linkage of C so that neither side depends on the other's C++ library.
-extern "C" {
+#define GROUNDINGML_EXPORT extern "C" __attribute__((visibility("default")))
+
 // "default", "avx2" or "avx512"; null when GROUNDINGML_CPU_CAPABILITY is wrong.
-const char* groundingml_cpu_capability();
+GROUNDINGML_EXPORT const char* groundingml_cpu_capability();
 // Returns 0 and changes nothing when this processor or this build lacks `name`.
-int groundingml_set_cpu_capability(const char* name);
-}
+GROUNDINGML_EXPORT int groundingml_set_cpu_capability(const char* name);
