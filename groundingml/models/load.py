@@ -109,12 +109,15 @@ def _read_config(files: CheckpointFiles) -> dict[str, Any] | None:
 def _load_native(
     files: CheckpointFiles, config: GroundingDinoConfig | Mapping[str, Any] | None
 ) -> GroundingDino:
-    from groundingml.models.checkpoints.native import load_native
+    from groundingml.models.checkpoints.native import read_native
 
     if config is not None:
         raise CheckpointError(f"{files.name!r} has a config of its own; load it without `config`")
     assert files.folder is not None  # it was told by the folder's config.json
-    return load_native(files.folder)
+    try:
+        return _build(*read_native(files.folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot load {files.name!r}: {error}") from error
 
 
 def _choose_config(

@@ -98,8 +98,13 @@ class NanoDet(nn.Module):
         """Channels of each returned map."""
         return (self.config.channels,) * len(self.config.strides)
 
+    @property
+    def size_multiple(self) -> int:
+        """Inputs whose sides are multiples of this give maps that cover exactly the same area."""
+        return max(self.config.strides)
+
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """RGB normalised with ImageNet's statistics, (B, 3, H, W) -> maps (B, C, ceil(H / s), ceil(W / s)) for each stride s."""
+        """Images (B, 3, H, W) -> for each stride s a map (B, C, ceil(H / s), ceil(W / s))."""
         x = F.max_pool2d(self.stem(pixel_values), kernel_size=3, stride=2, padding=1)
         outputs: list[Tensor] = []
         for stage in self.stages:
@@ -125,7 +130,9 @@ class NanoDetHead(nn.Module):
         self.boxes = nn.ModuleList(nn.Linear(config.channels, 4 * config.box_bins) for _ in range(levels))
         self.classes: nn.ModuleList | None = None
         if classes:
-            self.classes = nn.ModuleList(nn.Linear(config.channels, config.num_classes) for _ in range(levels))
+            self.classes = nn.ModuleList(
+                nn.Linear(config.channels, config.num_classes) for _ in range(levels)
+            )
 
     def class_logits(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l) of all levels -> logits (B, S, num_classes) over the flattened levels."""

@@ -53,6 +53,8 @@ def _convolutions_in_graph_order(nanodet: NanoDet) -> list[nn.Module]:
 
 def _fill(module: nn.Module, source: Convolution, weight: torch.Tensor) -> None:
     if module.weight.shape != weight.shape:
-        raise ValueError(f"{source.name} is {tuple(weight.shape)}, the module takes {tuple(module.weight.shape)}")
+        raise ValueError(
+            f"{source.name} is {tuple(weight.shape)}, the module takes {tuple(module.weight.shape)}"
+        )
     module.weight.copy_(weight)
     module.bias.copy_(torch.from_numpy(source.bias))

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_DTYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32, "uint8": np.uint8, "uint16": np.uint16}
+_DTYPES = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "int32": np.int32,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ def read_weights(manifest: dict[str, Any], folder: Path) -> dict[str, NDArray[An
         for entry in group["weights"]:
             quantization = entry.get("quantization")
             if quantization and quantization["dtype"] != "float16":
-                raise ValueError(f"{entry['name']} is stored as {quantization['dtype']}; only float16 is known here")
+                raise ValueError(
+                    f"{entry['name']} is stored as {quantization['dtype']}; only float16 is known here"
+                )
             dtype = np.dtype(_DTYPES["float16" if quantization else entry["dtype"]])
             count = int(np.prod(entry["shape"], dtype=np.int64))
             array = np.frombuffer(data, dtype, count, offset).reshape(entry["shape"])

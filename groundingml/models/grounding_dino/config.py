@@ -84,6 +84,8 @@ class GroundingDinoConfig:
     """Factor of the dot product of query and text token: 1, or d_model ** -0.5 in MM-Grounding-DINO."""
     class_bias: bool = False
     """A learned constant added to class logits, one for the encoder and one for each decoder layer."""
+    class_projection: bool = False
+    """A linear layer on the queries before that product, begun with zero: for logits that refine the proposals'."""
     share_class_head: bool = True
     """All decoder layers share one class head (without `class_bias` there is nothing to share)."""
     share_box_head: bool = True
@@ -100,6 +102,8 @@ class GroundingDinoConfig:
 
     max_text_len: int = 256
     """Columns of the class logits, and the most tokens that a prompt may have."""
+    text_sees_cls: bool = False
+    """Phrases also attend to [CLS], as in the sentence encoders that would collapse without it; positions begin at 1."""
     delimiter_token_ids: tuple[int, ...] = (101, 102, 1012, 1029)
     """Tokens that end a phrase: [CLS], [SEP], "." and "?" of BERT's uncased vocabulary."""
 

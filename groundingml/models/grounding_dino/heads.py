@@ -37,11 +37,19 @@ class BoxHead(Mlp):
 
 
 class ClassHead(nn.Module):
-    """Class logits by dot product with the text tokens: `scale * x . text + bias` (the bias is optional)."""
+    """Class logits by dot product with the text tokens: `scale * x . text + bias` (the bias is optional).
+
+    With the config's `class_projection`, x goes through a linear layer first, which begins as zero.
+    """
 
     def __init__(self, config: GroundingDinoConfig) -> None:
         super().__init__()
         self.scale = config.class_scale
+        self.projection: nn.Linear | None = None
+        if config.class_projection:
+            self.projection = nn.Linear(config.d_model, config.d_model)
+            nn.init.zeros_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
         self.bias: nn.Parameter | None = None
         if config.class_bias:
             # Begin at a probability of 0.01, so that the many negatives do not swamp the first steps.
@@ -49,6 +57,8 @@ class ClassHead(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """x (B, Q, C), text (B, T, C), text_mask (B, T) True at real tokens -> (B, Q, T), -inf at padding."""
+        if self.projection is not None:
+            x = self.projection(x)
         logits = x @ text.transpose(1, 2)
         if self.scale != 1.0:
             logits = logits * self.scale

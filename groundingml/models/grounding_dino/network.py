@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pathlib import Path
@@ -30,7 +31,7 @@ from groundingml.models.grounding_dino.outputs import (
 from groundingml.models.grounding_dino.positions import grid_centres, image_embedding, valid_ratio
 from groundingml.models.grounding_dino.proposals import TwoStageProposals, gather_tokens, select_queries
 from groundingml.models.grounding_dino.text import TextEncoder
-from groundingml.models.nanodet import NanoDet
+from groundingml.models.nanodet import NanoDet, NanoDetConfig
 from groundingml.models.swin import SwinBackbone, SwinConfig
 
 
@@ -95,6 +96,8 @@ class GroundingDino(nn.Module):
             pixel_mask = pixel_mask.bool()
             if _is_all_true(pixel_mask):
                 pixel_mask = None
+        if isinstance(self.backbone, NanoDet):
+            pixel_values, pixel_mask = _pad_to_multiple(pixel_values, pixel_mask, self.backbone.size_multiple)
         return self.encode_maps(self.backbone(pixel_values), pixel_mask)
 
     def encode_maps(self, maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> ImageFeatures:
@@ -121,6 +124,7 @@ class GroundingDino(nn.Module):
             spatial_shapes=shapes,
             valid_ratios=valid_ratios,
             centres=grid_centres(shapes, valid_ratios),
+            sizes=self._pixel_sizes(maps, pixel_mask) if self.config.proposals == "dense" else None,
             feature_maps=tuple(maps) if self.config.proposals == "dense" else (),
         )
 
@@ -198,7 +202,9 @@ class GroundingDino(nn.Module):
             )
             self_attention_mask = ~denoising.self_attention_mask
             if residual is not None:
-                residual = F.pad(residual, (0, 0, denoising.content.shape[1], 0))
+                # They come from no proposal; begin at a probability of 0.01, as a class head's bias would.
+                prior = -math.log((1 - 0.01) / 0.01)
+                residual = F.pad(residual, (0, 0, denoising.content.shape[1], 0), value=prior)
         outputs, begun_with = self.decoder(
             queries, references, memory, image, text_tokens, text.mask, self.heads, self_attention_mask
         )
@@ -244,6 +250,15 @@ class GroundingDino(nn.Module):
         batch, count = topk_indices.shape
         return self.query_embedding.weight[:count].to(proposals.features.dtype).expand(batch, -1, -1)
 
+    def _pixel_sizes(self, maps: Sequence[Tensor], pixel_mask: Tensor | None) -> Tensor:
+        """(B, 2) width and height of the images without padding, for a backbone that knows its strides."""
+        if pixel_mask is not None:
+            sizes = torch.stack([pixel_mask[:, 0, :].sum(1), pixel_mask[:, :, 0].sum(1)], dim=-1)
+            return sizes.to(maps[0].dtype)
+        assert isinstance(self.config.backbone, NanoDetConfig)
+        (height, width), stride = maps[-1].shape[-2:], self.config.backbone.strides[-1]
+        return maps[0].new_tensor([width * stride, height * stride]).expand(maps[0].shape[0], 2)
+
     @staticmethod
     def _level_mask(
         pixel_mask: Tensor | None, shape: tuple[int, int], batch: int, device: torch.device
@@ -276,6 +291,20 @@ def _is_all_true(mask: Tensor) -> bool:
     if mask.is_cuda or torch.compiler.is_compiling():
         return False
     return bool(mask.all())
+
+
+def _pad_to_multiple(
+    pixel_values: Tensor, pixel_mask: Tensor | None, multiple: int
+) -> tuple[Tensor, Tensor | None]:
+    """Pad on the right and below, so that the maps of all strides cover the same area."""
+    height, width = pixel_values.shape[-2:]
+    right, below = -width % multiple, -height % multiple
+    if not right and not below:
+        return pixel_values, pixel_mask
+    if pixel_mask is None:
+        shape = (len(pixel_values), height, width)
+        pixel_mask = torch.ones(shape, dtype=torch.bool, device=pixel_values.device)
+    return F.pad(pixel_values, (0, right, 0, below)), F.pad(pixel_mask, (0, right, 0, below))
 
 
 def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:

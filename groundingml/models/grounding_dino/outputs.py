@@ -32,6 +32,8 @@ class ImageFeatures:
     """(B, L, 2) the part of each level's width and height that is no padding."""
     centres: Tensor
     """(B, S, 2) centre of each token's cell, x and y relative to the unpadded image."""
+    sizes: Tensor | None = None
+    """(B, 2) width and height in pixels of the images without padding; kept only with `feature_maps`."""
     feature_maps: tuple[Tensor, ...] = ()
     """The backbone's maps (B, C_l, H_l, W_l); kept only for proposals that read them (`proposals="dense"`)."""
 

@@ -27,6 +27,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.max_text_len = config.max_text_len
         self.delimiters = config.delimiter_token_ids
+        self.sees_cls = config.text_sees_cls
         self.bert = build_bert(config.text_config)
         self.projection = nn.Linear(config.text_config["hidden_size"], config.d_model)
         nn.init.xavier_uniform_(self.projection.weight)
@@ -52,11 +53,16 @@ class TextEncoder(nn.Module):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         block_mask, position_ids = phrase_blocks(input_ids, self.delimiters)
+        visible, bert_positions = block_mask, position_ids
+        if self.sees_cls:
+            in_phrase = block_mask.sum(dim=-1, keepdim=True) > 1
+            visible = torch.cat([block_mask[..., :1] | in_phrase, block_mask[..., 1:]], dim=-1)
+            bert_positions = torch.where(in_phrase.squeeze(-1), position_ids + 1, 0)
         hidden = self.bert(
             input_ids=input_ids,
-            attention_mask=block_mask.unsqueeze(1),
+            attention_mask=visible.unsqueeze(1),
             token_type_ids=token_type_ids,
-            position_ids=position_ids,
+            position_ids=bert_positions,
         ).last_hidden_state
         return self.project(hidden, attention_mask, block_mask, position_ids)
 
