@@ -1,4 +1,5 @@
-"""From an image and a prompt to labelled boxes: the one path that serving, evaluation and the command line share."""
+"""From an image and a prompt to labelled boxes: the one path that serving, evaluation and the command line
+share."""
 
 from groundingml.inference.detections import Detections
 from groundingml.inference.detector import Detector

@@ -22,7 +22,8 @@ class LruCache(Generic[Value]):
         return len(self._values)
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of ``key``, made when it is not there. Two threads may make it at once; the last stays."""
+        """The value of ``key``, made when it is not there. Two threads may make it at once; the last
+        stays."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

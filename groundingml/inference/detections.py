@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from groundingml.inference.images import ImageSource
     from PIL import Image
+
+    from groundingml.inference.images import ImageSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,8 @@ class Detections:
         return len(self.labels)
 
     def __getitem__(self, selection: int | slice | NDArray[Any] | list[int]) -> Detections:
-        """Some of the detections: an index, a slice, a list of indices or a boolean mask. Always ``Detections``."""
+        """Some of the detections: an index, a slice, a list of indices or a boolean mask. Always
+        ``Detections``."""
         chosen = np.atleast_1d(np.arange(len(self))[selection])
         return Detections(
             self.boxes_xyxy[chosen],
@@ -59,13 +61,15 @@ class Detections:
         return self[self.scores >= threshold]
 
     def draw(self, image: ImageSource) -> Image.Image:
-        """A copy of the image with the boxes drawn on it; the image is read as the detector reads it (upright)."""
+        """A copy of the image with the boxes drawn on it; the image is read as the detector reads it
+        (upright)."""
         from groundingml.inference.drawing import draw_detections
 
         return draw_detections(image, self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, ready for JSON: ``image_size`` [height, width] and a list of ``detections``."""
+        """Plain Python values, ready for JSON: ``image_size`` [height, width] and a list of
+        ``detections``."""
         return {
             "image_size": list(self.image_size),
             "detections": [

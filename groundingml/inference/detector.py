@@ -1,4 +1,5 @@
-"""The one path from an image and a prompt to labelled boxes; serving, evaluation and the command line all take it."""
+"""The one path from an image and a prompt to labelled boxes; serving, evaluation and the command line all
+take it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from groundingml.inference.detections import Detections
 from groundingml.inference.images import ImageSource, load_image
 from groundingml.inference.labels import Label, Labels, normalise_labels
 from groundingml.inference.merging import keep_after_merge
-from groundingml.inference.preprocessing import preprocess
+from groundingml.inference.preprocessing import preprocess, resized_size
 from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, Tokenizer
 from groundingml.inference.scoring import Candidates, select_candidates
 
@@ -44,8 +45,9 @@ class Detector:
     >>> found = detector("photo.jpg", labels=["cat", "remote control"])
     >>> found.draw("photo.jpg").save("boxes.jpg")
 
-    The image's features are computed once, however many labels there are; those of a prompt are kept and used again.
-    May be called from several threads. A detector of weights that change (in training) needs ``clear_cache()``.
+    The image's features are computed once, however many labels there are; those of a prompt are kept and
+    used again. May be called from several threads. A detector of weights that change (in training) needs
+    ``clear_cache()``.
 
     Args:
         model: in any mode and place; it is put into eval mode and moved to ``device``.
@@ -106,7 +108,7 @@ class Detector:
         )
 
     def __repr__(self) -> str:
-        return f"Detector({self.name!r}, device={str(self.device)!r}, checkpoint_digest={self.checkpoint_digest!r})"
+        return f"Detector({self.name!r}, device={str(self.device)!r}, digest={self.checkpoint_digest!r})"
 
     @overload
     def __call__(
@@ -139,20 +141,24 @@ class Detector:
         """Detections of one image, or a list of them for a sequence of images.
 
         Args:
-            images: a path, encoded bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8 or floats in 0..1;
-                or a sequence of these (also an array (B, H, W, 3) or a tensor (B, 3, H, W)).
-            labels: names, or a mapping from names to prompts. Exactly one of ``labels`` and ``caption`` is needed.
+            images: a path, encoded bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8 or
+                floats in 0..1; or a sequence of these (also an array (B, H, W, 3) or a tensor (B, 3, H, W)).
+            labels: names, or a mapping from names to prompts. Exactly one of ``labels`` and ``caption`` is
+                needed.
             caption: an English sentence whose noun phrases are looked for; they become the labels.
             threshold: least score, in 0..1; by default the model's. A label's own threshold takes precedence.
-            batch_size: images computed together; by default 1 on a CPU, where more does not pay, and 8 on a GPU.
+            batch_size: images of equal size computed together; by default 1 on a CPU, where more does not
+                pay, and 8 on a GPU.
 
         Raises:
-            ValueError: neither or both of labels and caption, no labels, a label that is too long, a threshold out of range.
+            ValueError: neither or both of labels and caption, no labels, a label that is too long, a
+                threshold out of range.
             ImageError: an image cannot be read.
         """
         plan = self.plan(labels, caption)
         thresholds = self._thresholds(plan, threshold)
-        batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        if batch_size is None:
+            batch_size = 1 if self.device.type == "cpu" else 8
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         many = _many_images(images)
@@ -161,7 +167,7 @@ class Detector:
         found: list[Detections] = []
         for start in range(0, len(many), batch_size):
             batch = [load_image(image) for image in many[start : start + batch_size]]
-            found += self._detect(batch, plan, thresholds)
+            found += self._detect_by_size(batch, plan, thresholds)
         return found
 
     def plan(self, labels: Labels | None = None, caption: str | None = None) -> PromptPlan:
@@ -187,6 +193,25 @@ class Detector:
             raise ValueError(f"threshold must lie in 0..1, got {threshold}")
         values = [threshold if label.threshold is None else label.threshold for label in plan.labels]
         return torch.tensor(values, device=self.device)
+
+    def _detect_by_size(
+        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor
+    ) -> list[Detections]:
+        """Detections in the order of the images; only those of equal size after the resize are computed
+        together.
+
+        Padding changes what the network makes of an image (its group norms see the zeros), so an image's
+        boxes would depend on its neighbours in the batch.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, image in enumerate(images):
+            size = resized_size(image.height, image.width, *self.config.image_size)
+            groups.setdefault(size, []).append(place)
+        found: dict[int, Detections] = {}
+        for places in groups.values():
+            results = self._detect([images[place] for place in places], plan, thresholds)
+            found.update(zip(places, results, strict=True))
+        return [found[place] for place in range(len(images))]
 
     @torch.inference_mode()
     def _detect(self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor) -> list[Detections]:
@@ -243,17 +268,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:N")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device cuda was asked for, but PyTorch sees no usable GPU; use device='cpu' or see `groundingml env`"
+            "device cuda was asked for, but PyTorch sees no usable GPU: use cpu, or see `groundingml env`"
         )
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r} was asked for, but there are only {torch.cuda.device_count()} GPUs"
-        )
+        raise ValueError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} GPUs")
     return place
 
 
 def _resolve_precision(dtype: str) -> torch.dtype | None:
-    """The type to autocast to; None for plain fp32, which "auto" is: boxes and scores then equal the references'."""
+    """The type to autocast to; None for plain fp32, which "auto" is: boxes and scores then equal the
+    references'."""
     if dtype == "auto":
         return None
     if dtype not in _PRECISIONS:

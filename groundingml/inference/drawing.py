@@ -30,7 +30,8 @@ _LONGEST_LABEL = 60  # characters
 
 
 def draw_detections(image: ImageSource, detections: Detections) -> Image.Image:
-    """A copy of the image, upright and RGB, with the boxes drawn; line and letter size follow the image's size.
+    """A copy of the image, upright and RGB, with the boxes drawn; line and letter size follow the image's
+    size.
 
     A label has the same colour in every picture. Better detections are drawn over weaker ones.
 
@@ -40,8 +41,9 @@ def draw_detections(image: ImageSource, detections: Detections) -> Image.Image:
     """
     canvas = load_image(image).copy()
     if (canvas.height, canvas.width) != tuple(detections.image_size):
+        expected = f"{detections.image_size[1]}x{detections.image_size[0]}"
         raise ValueError(
-            f"these detections are of an image of {detections.image_size[1]}x{detections.image_size[0]} pixels, "
+            f"these detections are of an image of {expected} pixels, "
             f"this one has {canvas.width}x{canvas.height}"
         )
     unit = (canvas.width * canvas.height) ** 0.5

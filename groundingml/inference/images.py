@@ -28,6 +28,18 @@ MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before they are decoded (twice Pillow's own warning limit)."""
 
 _EXIF_ORIENTATION = 0x0112
+# What Pillow's readers raise on cut or damaged files: OSError mostly, SyntaxError for broken PNG chunks.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    struct.error,
+)
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -44,9 +56,9 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Read an image and return it upright, in RGB.
 
     Args:
-        source: a path, encoded bytes, a Pillow image, an array (H, W, 3) or a tensor (3, H, W). Arrays and tensors
-            may also have 1 (grey) or 4 (RGBA) channels, arrays may be (H, W); uint8, uint16, bool, integers in
-            0..255, or floats in 0..1.
+        source: a path, encoded bytes, a Pillow image, an array (H, W, 3) or a tensor (3, H, W). Arrays and
+            tensors may also have 1 (grey) or 4 (RGBA) channels, arrays may be (H, W); uint8, uint16, bool,
+            integers in 0..255, or floats in 0..1.
         name: what to call the image in errors; by default its path or its type.
 
     Raises:
@@ -110,6 +122,10 @@ def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise ImageError(name, f"too large to be read safely (more than {MAX_PIXELS:,} pixels)") from error
     except PermissionError as error:
         raise ImageError(name, "may not be read (permission denied)") from error
+    except ImageError:
+        raise
+    except _DAMAGE as error:
+        raise ImageError(name, f"damaged or cut short ({error})") from error
 
 
 def _to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -127,15 +143,14 @@ def _to_upright_rgb(image: Image.Image, name: str) -> Image.Image:
         raise
     except MemoryError as error:
         raise ImageError(name, f"not enough memory for {image.width}x{image.height} pixels") from error
-    except (OSError, SyntaxError, ValueError, struct.error, IndexError, EOFError) as error:
-        # What Pillow's decoders raise on cut or damaged files: OSError mostly, SyntaxError for broken PNG chunks.
+    except _DAMAGE as error:
         raise ImageError(name, f"damaged or cut short ({error})") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error, EOFError, OSError):
+    except _DAMAGE:
         return image  # broken EXIF data is no reason to refuse good pixels
     if orientation in range(2, 9):
         return ImageOps.exif_transpose(image)
@@ -199,7 +214,8 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
             raise ImageError(
                 name, f"16-bit pixels must lie in 0..65535, got {low}..{high}; rescale them first"
             )
-        # A 32-bit picture with only 8-bit values is 8-bit data in a wide type; uint16 always means the full range.
+        # A 32-bit picture with only 8-bit values is 8-bit data in a wide type; uint16 always means the full
+        # range.
         if array.dtype == np.uint16 or high > 255:
             return np.rint(array / np.float32(257)).astype(np.uint8)
     if low < 0 or high > 255:

@@ -15,7 +15,8 @@ class Label:
 
     Args:
         name: what a detection is called, returned exactly as written here.
-        prompts: what the network is asked for; the name itself when empty. Several prompts are aliases: the best counts.
+        prompts: what the network is asked for; the name itself when empty. Several prompts are aliases: the
+            best counts.
         threshold: replaces the detector's threshold for this label.
     """
 
@@ -43,7 +44,8 @@ Labels: TypeAlias = "Sequence[str | Label] | Mapping[str, str | Sequence[str]]"
 def normalise_labels(labels: Labels) -> list[Label]:
     """Labels in the order asked for, each name once; a name given twice unites its prompts.
 
-    Names are compared exactly: "Cat" and "cat" are two labels (which the uncased vocabulary will score alike).
+    Names are compared exactly: "Cat" and "cat" are two labels (which the uncased vocabulary will score
+        alike).
 
     Raises:
         ValueError: no labels, or a label without a letter or digit to look for.
@@ -81,10 +83,11 @@ def normalise_labels(labels: Labels) -> list[Label]:
 
 
 def prompt_digest(labels: Labels, threshold: float | None, **options: object) -> str:
-    """12 hex digits that change when what is asked for changes: names, their order, prompts, thresholds, options.
+    """12 hex digits that change when what is asked for changes: names, their order, prompts, thresholds,
+    options.
 
-    The same question gives the same digits in every process and release, so it can be part of a version string.
-    ``options`` must be JSON values.
+    The same question gives the same digits in every process and release, so it can be part of a version
+    string. ``options`` must be JSON values.
     """
     question = {
         "labels": [[label.name, list(label.texts), label.threshold] for label in normalise_labels(labels)],

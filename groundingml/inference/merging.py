@@ -22,9 +22,9 @@ def keep_after_merge(
 ) -> Tensor:
     """Indices to keep, best score first.
 
-    A box is dropped when a better one of the *same label* found by a *different prompt* (an alias, perhaps in another
-    chunk) overlaps it by ``max_iou`` or more. Boxes that one prompt found stay as the network gave them: it was trained
-    to find each object once, and suppression would lose neighbours in a crowd.
+    A box is dropped when a better one of the *same label* found by a *different prompt* (an alias, perhaps
+    in another chunk) overlaps it by ``max_iou`` or more. Boxes that one prompt found stay as the network
+    gave them: it was trained to find each object once, and suppression would lose neighbours in a crowd.
 
     Args:
         boxes_xyxy: (N, 4); scores, label_ids, prompt_numbers: (N,).

@@ -1,7 +1,7 @@
 """Pillow images -> the padded, normalised batch that the networks read.
 
-Equal to transformers' ``GroundingDinoImageProcessorPil``: Pillow's bilinear resize of the 8-bit pixels (with its own
-rounding), then rescale and normalise, then padding with zeros at the bottom and right.
+Equal to transformers' ``GroundingDinoImageProcessorPil``: Pillow's bilinear resize of the 8-bit pixels (with
+its own rounding), then rescale and normalise, then padding with zeros at the bottom and right.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class ImageBatch:
 
 
 def resized_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """(height, width) after the resize: the shorter side becomes ``shortest`` unless the longer would pass ``longest``.
+    """(height, width) after the resize: the shorter side becomes ``shortest`` unless the longer would pass
+    ``longest``.
 
     Rounds as transformers does (down, from the unrounded shorter side); no side falls below one pixel.
     """
@@ -41,10 +42,8 @@ def resized_size(height: int, width: int, shortest: int, longest: int) -> tuple[
     size = round(target)
     if size == short:
         return height, width
-    if width < height:
-        resized = int(target * height / width), size
-    else:
-        resized = size, int(target * width / height)
+    other = int(target * max(height, width) / short)
+    resized = (other, size) if width < height else (size, other)
     return max(1, resized[0]), max(1, resized[1])
 
 

@@ -2,17 +2,17 @@
 
 Everything is decided on token ids, so that a label's score is taken from exactly its own tokens:
 
-* Each prompt becomes one block, ``[CLS] cat . remote control . [SEP]``; the network lets tokens attend inside their
-  block only. Delimiters inside a prompt would split it, so the ``.`` and ``?`` of "U.S. flag" or "who?" are left out.
-  Commas, slashes, hyphens and apostrophes are ordinary tokens and stay.
-* Case does not matter (the BERT vocabulary is uncased, accents are stripped). A prompt asked for by two labels is put
-  in once and scores for both.
-* Words outside the vocabulary are spelled in pieces ("перчатки": eight of them), which the network can read but has
-  hardly been trained on. Characters that it lacks altogether (emoji, many Chinese characters) become ``[UNK]``; these
-  carry no meaning and never count towards a score. A label of nothing but ``[UNK]`` cannot be looked for: it is left
-  out with a warning, and when nothing else remains, with an error.
-* As many blocks as fit go into one chunk of 256 tokens; the next chunk takes the rest. A prompt is never split: one
-  that is too long alone is an error.
+* Each prompt becomes one block, ``[CLS] cat . remote control . [SEP]``; the network lets tokens attend
+  inside their block only. Delimiters inside a prompt would split it, so the ``.`` and ``?`` of "U.S. flag"
+  or "who?" are left out. Commas, slashes, hyphens and apostrophes are ordinary tokens and stay.
+* Case does not matter (the BERT vocabulary is uncased, accents are stripped). A prompt asked for by two
+  labels is put in once and scores for both.
+* Words outside the vocabulary are spelled in pieces ("перчатки": eight of them), which the network can read
+  but has hardly been trained on. Characters that it lacks altogether (emoji, many Chinese characters) become
+  ``[UNK]``; these carry no meaning and never count towards a score. A label of nothing but ``[UNK]`` cannot
+  be looked for: it is left out with a warning, and when nothing else remains, with an error.
+* As many blocks as fit go into one chunk of 256 tokens; the next chunk takes the rest. A prompt is never
+  split: one that is too long alone is an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One block of a chunk: the positions of its meaningful tokens, and the labels (by number) it scores for."""
+    """One block of a chunk: the positions of its meaningful tokens, and the labels (by number) it scores
+    for."""
 
     number: int  # among all prompts of the plan
     positions: tuple[int, ...]
@@ -129,12 +130,14 @@ class PromptPlanner:
         return PromptPlan(tuple(labels), tuple(chunks), ignored)
 
     def plan_caption(self, caption: str) -> PromptPlan:
-        """Chunks for a free caption: whole sentences as they stand, with the tokens of each noun phrase marked.
+        """Chunks for a free caption: whole sentences as they stand, with the tokens of each noun phrase
+        marked.
 
         A phrase that occurs several times ("a cat and another cat") is one label; the best occurrence counts.
 
         Raises:
-            PromptError: a caption without words, a sentence too long, or nothing in it that the vocabulary has.
+            PromptError: a caption without words, a sentence too long, or nothing in it that the vocabulary
+                has.
         """
         phrases = extract_phrases(caption)
         if not phrases:
@@ -177,7 +180,8 @@ class PromptPlanner:
     def _sentence_tokens(
         self, sentence: str, start: int, phrases: Sequence[Phrase]
     ) -> tuple[list[int], list[Phrase | None]]:
-        """Token ids of a sentence, ended by a delimiter; for each the phrase that it is a meaningful part of."""
+        """Token ids of a sentence, ended by a delimiter; for each the phrase that it is a meaningful part
+        of."""
         with self._borrowed:
             encoded = self._tokenizer(
                 sentence,

@@ -33,7 +33,8 @@ class Candidates:
 
 
 def prompt_scores(logits: Tensor, chunk: TextChunk, aggregation: Aggregation) -> Tensor:
-    """(Q, T) token logits -> (Q, P) scores in 0..1: for each prompt the max or mean over the sigmoids of its own tokens."""
+    """(Q, T) token logits -> (Q, P) scores in 0..1: for each prompt the max or mean over the sigmoids of its
+    own tokens."""
     positions = [position for prompt in chunk.prompts for position in prompt.positions]
     owners = [place for place, prompt in enumerate(chunk.prompts) for _ in prompt.positions]
     tokens = logits[:, torch.tensor(positions, device=logits.device)].float().sigmoid()
@@ -53,7 +54,8 @@ def select_candidates(
 ) -> Candidates:
     """The best pairs of query and label in one image and one chunk.
 
-    A query may carry several labels, each judged by its own threshold. Of a label's several prompts the best counts.
+    A query may carry several labels, each judged by its own threshold. Of a label's several prompts the best
+    counts.
 
     Args:
         logits: (Q, T); boxes_cxcywh: (Q, 4); thresholds: (K,), one for each label of the plan.

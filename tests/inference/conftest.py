@@ -1,4 +1,5 @@
-"""A small random Grounding DINO and the shipped vocabulary: everything of the real thing but trained weights."""
+"""A small random Grounding DINO and the shipped vocabulary: everything of the real thing but trained
+weights."""
 
 from __future__ import annotations
 
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import BertTokenizerFast
+
 from groundingml.inference import Detector
 from groundingml.inference.prompts import PromptPlanner
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.network import GroundingDino
 from groundingml.models.grounding_dino.outputs import GroundingDinoOutput, ImageFeatures, TextFeatures
 from groundingml.models.swin import SwinConfig
-from torch import Tensor
-from transformers import BertTokenizerFast
 
 PACKAGE = Path(__file__).resolve().parents[2] / "groundingml"
 
@@ -85,9 +87,11 @@ class CountingDino(GroundingDino):
 
 
 class PreparedDino(CountingDino):
-    """The real network whose decoder output is replaced by answers prepared for it, one for each call of `ground`.
+    """The real network whose decoder output is replaced by answers prepared for it, one for each call of
+    `ground`.
 
-    An answer is a list of (box cxcywh, {token position: probability}); all other tokens get a probability near 0.
+    An answer is a list of (box cxcywh, {token position: probability}); all other tokens get a probability
+    near 0.
     """
 
     answers: list[list[tuple[tuple[float, float, float, float], dict[int, float]]]]
