@@ -96,7 +96,7 @@ def epoch_batches(
         batch_sampler=groups[first:],
         collate_fn=_Collate(prompts.pad_token_id),
         num_workers=workers,
-        generator=torch.Generator(),  # else the loader would draw from the global state that a resumed run restores
+        generator=torch.Generator(),  # else it would draw from the global state that a resumed run restores
     )
     yield from loader
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,20 @@ def tiny_config() -> GroundingDinoConfig:
     )
 
 
-def make_model(seed: int = 0) -> GroundingDino:
-    torch.manual_seed(seed)
-    return GroundingDino(tiny_config())
+@pytest.fixture
+def new_model() -> Callable[..., GroundingDino]:
+    """new_model(seed=0): a network with random weights, always the same for a seed."""
+
+    def make(seed: int = 0) -> GroundingDino:
+        torch.manual_seed(seed)
+        return GroundingDino(tiny_config())
+
+    return make
 
 
 @pytest.fixture
-def model() -> GroundingDino:
-    return make_model()
+def model(new_model: Callable[..., GroundingDino]) -> GroundingDino:
+    return new_model()
 
 
 @pytest.fixture(scope="session")
