@@ -113,7 +113,10 @@ def build_pair(config: GroundingDinoConfig, seed: int = 0, last_norms: float = 1
     values.pop("groundingml")
     classes = {
         "grounding-dino": (transformers.GroundingDinoConfig, transformers.GroundingDinoForObjectDetection),
-        "mm-grounding-dino": (transformers.MMGroundingDinoConfig, transformers.MMGroundingDinoForObjectDetection),
+        "mm-grounding-dino": (
+            transformers.MMGroundingDinoConfig,
+            transformers.MMGroundingDinoForObjectDetection,
+        ),
     }
     config_class, model_class = classes[config.family]
     theirs = randomise(model_class(config_class(**values)), seed, last_norms)
@@ -146,7 +149,9 @@ class Batch:
         )
 
 
-def make_batch(sizes: list[tuple[int, int]], phrases: list[list[int]], vocab_size: int = 1200, seed: int = 1) -> Batch:
+def make_batch(
+    sizes: list[tuple[int, int]], phrases: list[list[int]], vocab_size: int = 1200, seed: int = 1
+) -> Batch:
     """Images of the sizes (height, width), padded to the largest; prompts of phrases of so many tokens each."""
     generator = torch.Generator().manual_seed(seed)
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
@@ -188,7 +193,9 @@ def batch_of() -> Callable[..., Batch]:
 def small_model() -> Callable[..., GroundingDino]:
     """Build one of our models with random weights, without transformers' for comparison."""
 
-    def build(family: str = "mm-grounding-dino", levels: int = 4, seed: int = 0, **changes: object) -> GroundingDino:
+    def build(
+        family: str = "mm-grounding-dino", levels: int = 4, seed: int = 0, **changes: object
+    ) -> GroundingDino:
         model = GroundingDino(replace(small_config(family, levels), **changes))
         randomise(model, seed)
         return model

@@ -29,7 +29,9 @@ def test_outputs_equal_transformers(reference_pair, batch_of, family):
     columns = batch.input_ids.shape[1]
     logits = (ours.logits - theirs.logits)[..., :columns].abs().max().item()
     boxes = (ours.boxes_cxcywh - theirs.pred_boxes).abs().max().item()
-    print(f"{family}: logits {logits:.1e} of {theirs.logits[..., :columns].abs().max():.1f}, boxes {boxes:.1e}")
+    print(
+        f"{family}: logits {logits:.1e} of {theirs.logits[..., :columns].abs().max():.1f}, boxes {boxes:.1e}"
+    )
     assert logits <= 1e-4
     assert boxes <= 1e-5
 

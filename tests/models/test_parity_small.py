@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-FAMILIES = [("grounding-dino", 4), ("mm-grounding-dino", 4), ("mm-grounding-dino", 5), ("llmdet", 4), ("llmdet", 5)]
+FAMILIES = [
+    ("grounding-dino", 4),
+    ("mm-grounding-dino", 4),
+    ("mm-grounding-dino", 5),
+    ("llmdet", 4),
+    ("llmdet", 5),
+]
 
 BATCHES = {
     "one image, one short phrase": ([(128, 128)], [[1]]),
@@ -61,7 +67,9 @@ def test_outputs_equal_transformers(pair, batch_of, name):
     assert torch.equal(torch.isinf(ours.logits), torch.isinf(theirs.logits))
     difference = (ours.logits[..., :columns] - theirs.logits[..., :columns])[text].abs().max().item()
     boxes = (ours.boxes_cxcywh - theirs.pred_boxes).abs().max().item()
-    print(f"logits {difference:.1e} of {theirs.logits[..., :columns][text].abs().max():.1f}, boxes {boxes:.1e}")
+    print(
+        f"logits {difference:.1e} of {theirs.logits[..., :columns][text].abs().max():.1f}, boxes {boxes:.1e}"
+    )
     assert difference <= 1e-4
     assert boxes <= 1e-5
 
