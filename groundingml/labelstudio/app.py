@@ -137,8 +137,9 @@ def _read_config(xml: Any) -> LabelConfig:
 
 
 async def _read_object(request: Request, limit: int) -> dict[str, Any]:
+    content = await _read_body(request, limit)
     try:
-        body = json.loads(await _read_body(request, limit))
+        body = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadRequest("The body is not JSON.") from error
     if not isinstance(body, dict):

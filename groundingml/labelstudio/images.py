@@ -19,7 +19,7 @@ from groundingml.labelstudio.bounded_http import BoundedHttp
 from groundingml.labelstudio.settings import Settings
 
 MAX_REDIRECTS = 5
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 """Pillow's other readers are seldom used and seldom checked, so bytes from the network do not reach them."""
 _DATA_URI = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
 
@@ -38,6 +38,8 @@ class ImageFetcher:
         self._timeout_s = settings.fetch_timeout_s
         self._max_bytes = settings.max_image_bytes
         self._max_pixels = settings.max_image_pixels
+        Image.init()
+        self._formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
 
     def fetch(self, reference: object) -> Image.Image:
         """The upright RGB image that a task's field names.
@@ -117,7 +119,7 @@ class ImageFetcher:
 
     def _decode_image(self, encoded: bytes, name: str) -> Image.Image:
         try:
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            image = Image.open(io.BytesIO(encoded), formats=self._formats)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise FetchError(f"more than the limit of {self._max_pixels:,} pixels") from error
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

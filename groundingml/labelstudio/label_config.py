@@ -107,8 +107,8 @@ def parse_label_config(xml: str) -> LabelConfig:
     controls = tuple(_read_control(tag, _image_of(tag, images, root)) for tag in root.iter("RectangleLabels"))
     if not controls:
         raise LabelConfigError(
-            f"This label config has no <RectangleLabels> control (it has {_control_tags(root)}). groundingml predicts "
-            'rectangles: add <RectangleLabels name="label" toName="image"> with <Label value="..."/> inside.'
+            f"This label config has no <RectangleLabels> control (it has {_control_tags(root)}). groundingml "
+            'predicts rectangles: add <RectangleLabels name="label" toName="image"> with <Label> tags inside.'
         )
     names = [control.name for control in controls]
     if len(set(names)) < len(names):

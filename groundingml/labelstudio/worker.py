@@ -37,7 +37,7 @@ class ModelWorker:
         self._started = detector is not None
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="inference")
         if detector is not None:
-            self._checkpoint_digest = detector.checkpoint_digest
+            self._checkpoint_digest = detector.checkpoint_digest or detector.name
             self._finished.set_result(None)
 
     def start(self) -> None:

@@ -1,0 +1,456 @@
+"""The backend over real HTTP: the requests that Label Studio 1.23.2 sends, and answers that it takes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import groundingml.inference
+import groundingml.models
+from groundingml.labelstudio import Settings, SettingsError
+
+Serve = Callable[..., httpx.Client]
+Body = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def backend(serve: Serve, detector: Any, allow: tuple[str, ...]) -> httpx.Client:
+    return serve(Settings(allow_hosts=allow), detector)
+
+
+@pytest.fixture
+def cat(site: Any) -> str:
+    return f"{site.url}/photos/cat.jpg"
+
+
+def textarea(*texts: str) -> dict[str, Any]:
+    value = {"text": list(texts)}
+    region = {"id": "b8331ee3ac", "from_name": "prompt", "to_name": "image", "type": "textarea", "value": value}
+    return {"result": [region]}
+
+
+def check_item(item: dict[str, Any], version: str) -> None:
+    """What Label Studio and its editor need of a prediction; it checks none of it itself."""
+    assert item["model_version"] == version
+    assert 0 <= item["score"] <= 1
+    for region in item["result"]:
+        value = region["value"]
+        assert set(region) >= {"id", "from_name", "to_name", "type", "original_width", "original_height", "score"}
+        assert region["type"] == "rectanglelabels"
+        assert all(math.isfinite(value[side]) for side in ("x", "y", "width", "height"))
+        assert min(value["x"], value["y"]) >= 0
+        assert min(value["width"], value["height"]) > 0
+        assert max(value["x"] + value["width"], value["y"] + value["height"]) <= 100 + 1e-9
+        assert value["rotation"] == 0
+        assert 0 <= region["score"] <= 1
+
+
+def test_connecting(backend: httpx.Client, config_xml: str) -> None:
+    health = backend.get("/health")
+    assert (health.status_code, health.json()["status"], health.json()["model"]) == (200, "UP", "ready")
+    setup = {
+        "project": "1.1795417412",
+        "schema": config_xml,
+        "hostname": "http://localhost:37375",
+        "access_token": "x",
+        "extra_params": '{"threshold": 0.3}',
+    }
+    answer = backend.post("/setup", json=setup)
+    assert answer.status_code == 200
+    assert answer.json()["model_version"].startswith("0123456789ab-")
+    assert backend.get("/versions").json() == {"versions": [answer.json()["model_version"]]}
+
+
+def test_a_batch(backend: httpx.Client, site: Any, predict_body: Body, config_xml: str) -> None:
+    names = ["cat.jpg", "coffee.jpg", "astronaut.jpg"]
+    answer = backend.post("/predict", json=predict_body(*(f"{site.url}/photos/{name}" for name in names)))
+    assert answer.status_code == 200
+    version = backend.post("/setup", json={"schema": config_xml}).json()["model_version"]
+    assert answer.json()["model_version"] == version
+    items = answer.json()["results"]
+    assert len(items) == 3
+    for item in items:
+        check_item(item, version)
+        assert [region["value"]["rectanglelabels"] for region in item["result"]] == [["Cat"], ["canine"]]
+    assert [item["result"][0]["original_width"] for item in items] == [451, 600, 512]
+    ids = [region["id"] for item in items for region in item["result"]]
+    assert len(set(ids)) == len(ids)
+    again = backend.post("/predict", json=predict_body(f"{site.url}/photos/cat.jpg")).json()["results"]
+    assert not {region["id"] for region in again[0]["result"]} & set(ids)
+
+
+def test_one_bad_task_spoils_no_other(backend: httpx.Client, detector: Any, cat: str, predict_body: Body) -> None:
+    def fail_on_coffee(image: Any) -> None:
+        if image.size == (600, 400):
+            raise RuntimeError("CUDA out of memory")
+
+    detector.before = fail_on_coffee
+    body = predict_body(cat, "s3://bucket/x.jpg", cat.replace("cat", "missing"), cat.replace("cat", "coffee"), cat)
+    body["tasks"] += [{"id": 6, "data": {"text": "no image"}}, {"id": 7}, None, 7, {"id": 8, "data": {"image": 3}}]
+    items = backend.post("/predict", json=body).json()["results"]
+    assert ["result" in item for item in items] == [True, False, False, False, True] + 5 * [False]
+    assert all(isinstance(item, dict) for item in items), "a null would make Label Studio answer 500"
+    assert "status 404" in items[2]["error"]
+    assert "CUDA" not in items[3]["error"], "what went wrong inside belongs into the log"
+    assert 'no field "image"' in items[5]["error"]
+
+
+def test_a_failure_is_logged_with_its_reason_and_without_secrets(
+    backend: httpx.Client, site: Any, predict_body: Body, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        body = predict_body(f"{site.url}/missing.jpg?X-Signature=verysecret")
+        body["project_token"] = "verysecret"
+        backend.post("/predict", json=body)
+        backend.post("/webhook", json={"action": "START_TRAINING", "project": {"token": "verysecret"}})
+        backend.post("/setup", json={"schema": "<View/>", "access_token": "verysecret"})
+    ours = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore", "uvicorn"))]
+    assert any("Task 1:" in record.getMessage() and "status 404" in record.getMessage() for record in ours)
+    assert "verysecret" not in "\n".join(record.getMessage() for record in ours)
+
+
+def test_typing_a_prompt(backend: httpx.Client, cat: str, predict_body: Body, detector: Any) -> None:
+    body = predict_body(cat, context=textarea("kitten", "cat . red ball, unicorn"), drafts=[])
+    answer = backend.post("/predict", json=body).json()
+    (item,) = answer["results"]
+    check_item(item, answer["model_version"])
+    assert [region["value"]["rectanglelabels"] for region in item["result"]] == [["Cat"], []]
+    assert item["result"][1]["meta"] == {"text": ["red ball"]}
+    assert [label.name for label in detector.asked[0]] == ["Cat", "red ball", "unicorn"], "the newest text counts"
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"result": []},
+        {},
+        {"result": None},
+        textarea(),
+        textarea(" . "),
+        {"result": [{"type": "rectanglelabels", "from_name": "label", "value": {"x": 1, "rectanglelabels": ["Cat"]}}]},
+        None,
+    ],
+)
+def test_an_editor_without_a_prompt_gets_an_empty_prediction(
+    backend: httpx.Client, cat: str, predict_body: Body, detector: Any, context: Any
+) -> None:
+    answer = backend.post("/predict", json=predict_body(cat, context=context, drafts=[]))
+    assert answer.status_code == 200
+    version = answer.json()["model_version"]
+    assert answer.json()["results"] == [{"result": [], "score": 0.0, "model_version": version}]
+    assert detector.asked == []
+
+
+def test_a_prompt_that_fails_is_an_error_status(backend: httpx.Client, predict_body: Body) -> None:
+    answer = backend.post("/predict", json=predict_body("s3://bucket/x.jpg", context=textarea("cat")))
+    assert answer.status_code == 502
+    assert "cannot be read" in answer.json()["error"]
+
+
+def test_the_version_changes_with_what_changes_predictions(
+    serve: Serve, detector: Any, backend: httpx.Client, config_xml: str
+) -> None:
+    def version(xml: str, client: httpx.Client = backend) -> str:
+        return str(client.post("/setup", json={"schema": xml}).json()["model_version"])
+
+    first = version(config_xml)
+    assert version(config_xml) == first
+    changed = [
+        config_xml.replace('value="Cat"', 'value="Lynx"'),
+        config_xml.replace("cat,kitten", "cat,kitty"),
+        config_xml.replace('alias="canine"', 'alias="hound"'),
+        config_xml.replace('model_score_threshold="0.25"', 'model_score_threshold="0.3"'),
+        config_xml.replace(' model_score_threshold="0.25"', ""),
+        config_xml.replace('value="$image"', 'value="$picture"'),
+        config_xml.replace('name="label"', 'name="box"'),
+    ]
+    assert len({first, *map(version, changed)}) == len(changed) + 1
+    looks = config_xml.replace("<View>", '<View style="color: red">').replace('rows="1"', 'rows="3"')
+    assert version(looks) == first, "what does not change predictions keeps the version"
+    other = serve(Settings(), type(detector)({}, digest="ba9876543210"))
+    assert version(config_xml, other).split("-")[1] == first.split("-")[1]
+    assert version(config_xml, other) != first
+
+
+def test_a_config_that_cannot_be_used_is_refused_by_name(backend: httpx.Client, predict_body: Body, cat: str) -> None:
+    xml = '<View><Image name="i" value="$image"/><BrushLabels name="b" toName="i"><Label value="x"/></BrushLabels></View>'
+    for answer in (
+        backend.post("/setup", json={"schema": xml}),
+        backend.post("/predict", json=predict_body(cat, config=xml)),
+    ):
+        assert answer.status_code == 422
+        assert "<BrushLabels>" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status"),
+    [
+        ("/setup", b"", 400),
+        ("/setup", b"{", 400),
+        ("/setup", b"[]", 400),
+        ("/setup", b"{}", 400),
+        ("/setup", b'{"schema": 3}', 400),
+        ("/setup", b"[" * 100_000, 400),
+        ("/setup", b'{"schema": "\xff"}', 400),
+        ("/predict", b"{}", 400),
+        ("/predict", b'{"label_config": "<View"}', 422),
+        ("/nothing", b"{}", 404),
+    ],
+)
+def test_malformed_requests(backend: httpx.Client, path: str, content: bytes, status: int) -> None:
+    answer = backend.post(path, content=content)
+    assert answer.status_code == status
+    assert isinstance(answer.json(), dict)
+    assert "Traceback" not in answer.text
+
+
+def test_tasks_that_are_no_list(backend: httpx.Client, predict_body: Body) -> None:
+    assert backend.post("/predict", json={**predict_body(), "tasks": None}).status_code == 400
+    assert backend.post("/predict", json=predict_body()).json()["results"] == []
+    assert backend.post("/predict", json={**predict_body(), "params": None}).status_code == 200
+
+
+def test_webhooks_are_acknowledged_with_an_object(backend: httpx.Client) -> None:
+    for content in (b'{"action": "ANNOTATION_CREATED"}', b"[]", b"not json", b""):
+        answer = backend.post("/webhook", content=content)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def test_large_bodies_are_refused(serve: Serve, detector: Any) -> None:
+    backend = serve(Settings(max_body_bytes=1000), detector)
+    for path in ("/webhook", "/predict", "/setup"):
+        assert backend.post(path, content=b" " * 1001).status_code == 413
+
+
+def test_basic_auth_guards_all_but_health(serve: Serve, detector: Any, config_xml: str) -> None:
+    backend = serve(Settings(basic_auth_user="ann", basic_auth_password="geheim:ß"), detector)
+    assert backend.get("/health").status_code == 200
+
+    def basic(text: str) -> dict[str, str]:
+        return {"Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+    wrong = [
+        {},
+        basic("ann:wrong"),
+        basic("bob:geheim:ß"),
+        basic("ann:geheim:ß2"),
+        basic("ann"),
+        {"Authorization": "Basic !!!"},
+        {"Authorization": "Bearer " + basic("ann:geheim:ß")["Authorization"].split()[1]},
+    ]
+    for method, path in (("POST", "/setup"), ("POST", "/predict"), ("POST", "/webhook"), ("GET", "/versions"), ("GET", "/x")):
+        for headers in wrong:
+            answer = backend.request(method, path, headers=headers, json={"schema": config_xml})
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"].startswith("Basic")
+    right = basic("ann:geheim:ß")
+    assert backend.post("/setup", headers=right, json={"schema": config_xml}).status_code == 200
+    assert backend.get("/versions", headers=right).status_code == 200
+
+
+def test_health_and_setup_answer_at_once_while_predicting(
+    backend: httpx.Client, cat: str, predict_body: Body, detector: Any, config_xml: str
+) -> None:
+    running, finish = threading.Event(), threading.Event()
+
+    def hold(image: Any) -> None:
+        running.set()
+        assert finish.wait(30)
+
+    detector.before = hold
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(backend.post, "/predict", json=predict_body(*[cat] * 20))
+        try:
+            assert running.wait(20)
+            seconds = []
+            for _ in range(30):
+                started = time.perf_counter()
+                assert backend.get("/health").status_code == 200
+                assert backend.post("/setup", json={"schema": config_xml}).status_code == 200
+                seconds.append(time.perf_counter() - started)
+        finally:
+            finish.set()
+        assert len(batch.result().json()["results"]) == 20
+    assert sorted(seconds)[15] < 0.1
+    assert max(seconds) < 0.8, "Label Studio gives /health one second"
+
+
+def test_a_prompt_does_not_wait_for_a_whole_batch(
+    backend: httpx.Client, cat: str, predict_body: Body, detector: Any
+) -> None:
+    detector.before = lambda image: time.sleep(0.05)
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(backend.post, "/predict", json=predict_body(*[cat] * 40))
+        while len(detector.asked) < 3:
+            time.sleep(0.01)
+        assert backend.post("/predict", json=predict_body(cat, context=textarea("cat"))).json()["results"][0]["result"]
+        assert len(detector.asked) < 20
+        batch.result()
+
+
+def test_what_is_not_done_in_time_is_left_out(
+    serve: Serve, cat: str, predict_body: Body, detector: Any, allow: tuple[str, ...]
+) -> None:
+    backend = serve(Settings(allow_hosts=allow, predict_budget_s=0.8), detector)
+    detector.before = lambda image: time.sleep(0.2)
+    started = time.monotonic()
+    items = backend.post("/predict", json=predict_body(*[cat] * 30)).json()["results"]
+    assert time.monotonic() - started < 2
+    done = sum("result" in item for item in items)
+    assert len(items) == 30
+    assert 1 <= done <= 5
+    assert "no time left" in items[-1]["error"]
+
+
+def test_nothing_more_is_begun_when_nobody_waits(
+    backend: httpx.Client, cat: str, predict_body: Body, detector: Any
+) -> None:
+    detector.before = lambda image: time.sleep(0.1)
+    with pytest.raises(httpx.ReadTimeout):
+        backend.post("/predict", json=predict_body(*[cat] * 50), timeout=0.5)
+    time.sleep(0.8)
+    begun = len(detector.asked)
+    time.sleep(0.5)
+    assert len(detector.asked) == begun < 20
+
+
+@pytest.fixture
+def slow_model(monkeypatch: pytest.MonkeyPatch, detector: Any) -> Iterator[threading.Event]:
+    """The model hashes and loads once the event is set."""
+    finish = threading.Event()
+
+    def load(*args: object, **kwargs: object) -> Any:
+        assert finish.wait(30)
+        return detector
+
+    monkeypatch.setattr(groundingml.models, "checkpoint_digest", lambda source: detector.checkpoint_digest)
+    monkeypatch.setattr(groundingml.inference.Detector, "from_pretrained", load)
+    yield finish
+    finish.set()
+
+
+def test_while_the_model_loads(
+    serve: Serve, slow_model: threading.Event, cat: str, predict_body: Body, allow: Any, config_xml: str
+) -> None:
+    backend = serve(Settings(allow_hosts=allow, load_wait_s=0.3), None)
+    started = time.monotonic()
+    assert backend.get("/health").json() == {"status": "UP", "model_class": "GroundingDino", "model": "loading"}
+    version = backend.post("/setup", json={"schema": config_xml}).json()["model_version"]
+    assert time.monotonic() - started < 0.5
+    answer = backend.post("/predict", json=predict_body(cat))
+    assert (answer.status_code, answer.json()) == (503, {"error": "The model is still loading; try again in a moment."})
+    assert int(answer.headers["retry-after"]) > 0
+    threading.Timer(0.1, slow_model.set).start()
+    answer = backend.post("/predict", json=predict_body(cat))  # waits, since it is ready soon enough
+    assert answer.status_code == 200
+    check_item(answer.json()["results"][0], version)
+    assert backend.get("/health").json()["model"] == "ready"
+
+
+def test_a_model_that_cannot_be_loaded(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, predict_body: Body, caplog: pytest.LogCaptureFixture, config_xml: str
+) -> None:
+    def fail(source: str) -> str:
+        raise FileNotFoundError("/home/ann/secret/model.pth")
+
+    monkeypatch.setattr(groundingml.models, "checkpoint_digest", fail)
+    backend = serve(Settings(model="/home/ann/secret/model.pth"), None)
+    while backend.get("/health").json()["model"] == "loading":
+        time.sleep(0.01)
+    assert backend.get("/health").json()["model"] == "failed"
+    for answer in (
+        backend.post("/setup", json={"schema": config_xml}),
+        backend.post("/predict", json=predict_body("http://x/y.jpg")),
+    ):
+        assert answer.status_code == 503
+        assert "secret" not in answer.text
+    assert "could not be loaded" in caplog.text
+
+
+def test_several_images_in_one_task(backend: httpx.Client, site: Any, predict_body: Body) -> None:
+    xml = """<View><Image name="a" value="$first"/><Image name="b" value="$second"/>
+      <RectangleLabels name="ra" toName="a"><Label value="cat"/></RectangleLabels>
+      <RectangleLabels name="rb" toName="b"><Label value="puppy"/></RectangleLabels></View>"""
+    body = predict_body("", config=xml)
+    body["tasks"][0]["data"] = {"first": f"{site.url}/photos/cat.jpg", "second": f"{site.url}/photos/coffee.jpg"}
+    (item,) = backend.post("/predict", json=body).json()["results"]
+    assert [(r["from_name"], r["to_name"], r["original_width"]) for r in item["result"]] == [
+        ("ra", "a", 451),
+        ("rb", "b", 600),
+    ]
+
+
+def test_labels_that_come_with_the_task(backend: httpx.Client, cat: str, predict_body: Body) -> None:
+    xml = '<View><Image name="i" value="$image"/><RectangleLabels name="r" toName="i" value="$names"/></View>'
+    body = predict_body(cat, cat, cat, config=xml)
+    body["tasks"][0]["data"]["names"] = [{"value": "cat"}]
+    body["tasks"][1]["data"]["names"] = []
+    items = backend.post("/predict", json=body).json()["results"]
+    assert [region["value"]["rectanglelabels"] for region in items[0]["result"]] == [["cat"]]
+    assert items[1]["result"] == []
+    assert 'no list "names"' in items[2]["error"]
+
+
+def test_every_captured_request_gets_an_answer_that_label_studio_takes(
+    serve: Serve, detector: Any, shared_data: Path, photo_dir: Path
+) -> None:
+    """Everything that a real Label Studio sent, answered as its source requires."""
+    backend = serve(Settings(), detector)
+    inline = "data:image/jpeg;base64," + base64.b64encode((photo_dir / "cat.jpg").read_bytes()).decode()
+    seen: dict[str, int] = {}
+    for file in sorted((shared_data / "label_studio" / "captured").glob("*.json")):
+        capture = json.loads(file.read_text())
+        requests = capture.get("requests", []) if isinstance(capture, dict) else capture
+        for request in requests:
+            if not isinstance(request, dict) or request.get("path") not in ("/health", "/setup", "/predict", "/webhook", "/versions"):
+                continue
+            for task in (request["json"] or {}).get("tasks", []) if request["path"] == "/predict" else []:
+                task["data"]["image"] = inline
+            answer = backend.request(request["method"], request["path"], json=request["json"])
+            seen[request["path"]] = seen.get(request["path"], 0) + 1
+            assert answer.status_code == 200, (file.name, answer.text)
+            assert isinstance(answer.json(), dict)
+            if request["path"] == "/predict":
+                results = answer.json()["results"]
+                assert len(results) == len(request["json"]["tasks"])
+                for item in results:
+                    check_item(item, answer.json()["model_version"])
+    assert set(seen) == {"/health", "/setup", "/predict", "/webhook", "/versions"}
+    assert seen["/predict"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_studio_api_key": "x"}, "without Label Studio's URL"),
+        ({"label_studio_url": "localhost:8080"}, "must look like http://localhost:8080"),
+        ({"label_studio_url": "http://h:x"}, "must look like"),
+        ({"label_studio_url": "http://a:b@h"}, "must not hold a user name"),
+        ({"label_studio_url": "http://h/?q=1"}, "no '\\?'"),
+        ({"basic_auth_user": "a"}, "both a user name and a password"),
+        ({"basic_auth_password": "a"}, "both a user name and a password"),
+        ({"basic_auth_user": "a:b", "basic_auth_password": "c"}, "without ':'"),
+        ({"allow_hosts": ("http://nas",)}, "neither HOST nor HOST:PORT"),
+        ({"allow_hosts": ("nas:x",)}, "neither HOST nor HOST:PORT"),
+        ({"allow_hosts": ("",)}, "neither HOST nor HOST:PORT"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Settings(**settings)
+
+
+def test_settings_do_not_show_secrets() -> None:
+    shown = repr(Settings(label_studio_url="http://h", label_studio_api_key="s3cret", basic_auth_user="u", basic_auth_password="s3cret"))
+    assert "s3cret" not in shown

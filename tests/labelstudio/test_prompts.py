@@ -1,0 +1,92 @@
+"""What annotators type: phrases, and the labels they mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from groundingml.labelstudio.label_config import LabelConfig, parse_label_config
+from groundingml.labelstudio.prompts import newest_prompt, query_for_labels, query_for_text, split_phrases
+
+
+@pytest.fixture
+def config(config_xml: str) -> LabelConfig:
+    return parse_label_config(config_xml)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("cat . remote control", ["cat", "remote control"]),
+        ("cat,dog;fox\nred  ball\r\n", ["cat", "dog", "fox", "red ball"]),
+        ("Cat. cat . CAT", ["Cat"]),
+        (" ...,; \n ", []),
+        ("?! . cat", ["cat"]),
+        ("кот, 犬", ["кот", "犬"]),
+        ("traffic-light/sign", ["traffic-light/sign"]),
+    ],
+)
+def test_split_phrases(text: str, phrases: list[str]) -> None:
+    assert split_phrases(text) == phrases
+
+
+def asked(query: Any) -> list[tuple[str, tuple[str, ...], list[str | None]]]:
+    return [(wanted.name, wanted.prompts, [target.label for target in wanted.targets]) for wanted in query.wanted]
+
+
+def test_project_labels(config: LabelConfig) -> None:
+    assert asked(query_for_labels(config, config.images[0], {})) == [
+        ("Cat", ("cat", "kitten"), ["Cat"]),
+        ("canine", ("dog", "puppy"), ["canine"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("phrases", "expected"),
+    [
+        (["CAT"], [("Cat", ("cat", "kitten"), ["Cat"])]),  # a label's name: all its prompts
+        (["canine"], [("canine", ("dog", "puppy"), ["canine"])]),  # its alias
+        (["dog"], [("canine", ("dog", "puppy"), ["canine"])]),  # its value
+        (["Puppy"], [("canine", ("Puppy",), ["canine"])]),  # one of its prompts: as typed
+        (["red ball"], [("red ball", ("red ball",), [None])]),  # no label
+        (["puppy", "sofa"], [("canine", ("puppy",), ["canine"]), ("sofa", ("sofa",), [None])]),
+    ],
+)
+def test_typed_phrases_become_labels(config: LabelConfig, phrases: list[str], expected: list[Any]) -> None:
+    assert asked(query_for_text(config, config.images[0], phrases, {})) == expected
+
+
+def test_a_name_in_two_controls_is_looked_for_once() -> None:
+    xml = """<View><Image name="i" value="$image"/>
+      <RectangleLabels name="a" toName="i"><Label value="Cat" predicted_values="cat"/></RectangleLabels>
+      <RectangleLabels name="b" toName="i"><Label value="Cat" predicted_values="kitten"/></RectangleLabels></View>"""
+    config = parse_label_config(xml)
+    (wanted,) = query_for_labels(config, config.images[0], {}).wanted
+    assert wanted.prompts == ("cat", "kitten")
+    assert [target.control.name for target in wanted.targets] == ["a", "b"]
+
+
+def textarea(text: Any, name: str = "prompt") -> dict[str, Any]:
+    return {"id": "x", "from_name": name, "to_name": "image", "type": "textarea", "value": {"text": text}}
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ([textarea(["cat . dog"])], "cat . dog"),
+        ([textarea("cat")], "cat"),
+        ([textarea(["cat", "dog"])], "dog"),
+        ([textarea(["cat"]), textarea(["fox"])], "fox"),
+        ([textarea(["cat"]), textarea([" "])], "cat"),
+        ([textarea(["cat"], name="comment")], None),  # no smart text area of this config
+        ([{"type": "rectanglelabels", "from_name": "label", "value": {"x": 1}}], None),
+        ([None, 3, {"type": "textarea"}, textarea([3, None])], None),
+        ([], None),
+        (None, None),
+        ({"a": 1}, None),
+    ],
+)
+def test_newest_prompt(config: LabelConfig, result: Any, text: str | None) -> None:
+    newest = newest_prompt(config, result)
+    assert (newest and newest[1]) == text
