@@ -98,13 +98,18 @@ class NanoDet(nn.Module):
         """Channels of each returned map."""
         return (self.config.channels,) * len(self.config.strides)
 
-    @property
-    def size_multiple(self) -> int:
-        """Inputs whose sides are multiples of this give maps that cover exactly the same area."""
-        return max(self.config.strides)
+    def covered_size(self, maps: Sequence[Tensor]) -> tuple[int, int]:
+        """(height, width) in pixels of what the maps cover: the images padded to a multiple of the last stride."""
+        stride = self.config.strides[-1]
+        return maps[-1].shape[-2] * stride, maps[-1].shape[-1] * stride
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) -> for each stride s a map (B, C, ceil(H / s), ceil(W / s))."""
+        """Images (B, 3, H, W) -> for each stride s a map (B, C, H' / s, W' / s).
+
+        H' and W' are H and W rounded up to a multiple of the last stride, so that all maps cover the same area.
+        """
+        stride, (height, width) = self.config.strides[-1], pixel_values.shape[-2:]
+        pixel_values = F.pad(pixel_values, (0, -width % stride, 0, -height % stride))
         x = F.max_pool2d(self.stem(pixel_values), kernel_size=3, stride=2, padding=1)
         outputs: list[Tensor] = []
         for stage in self.stages:

@@ -42,12 +42,16 @@ class PhraseCache:
 
     @torch.no_grad()
     def _run_bert(self, blocks: list[tuple[int, ...]], device: torch.device) -> list[Tensor]:
-        length = max(len(block) for block in blocks)
+        # A phrase that also sees [CLS] has it in front, at position 0; [CLS] itself sees nothing else.
+        fronts = [1 if self.encoder.sees_cls and len(block) > 1 else 0 for block in blocks]
+        length = max(len(block) + front for block, front in zip(blocks, fronts, strict=True))
         input_ids = torch.zeros(len(blocks), length, dtype=torch.int64)
         mask = torch.zeros(len(blocks), length, length, dtype=torch.bool)
-        for row, block in enumerate(blocks):
-            input_ids[row, : len(block)] = torch.tensor(block)
-            mask[row, : len(block), : len(block)] = True
+        for row, (block, front) in enumerate(zip(blocks, fronts, strict=True)):
+            end = front + len(block)
+            input_ids[row, :front] = self.encoder.delimiters[0]
+            input_ids[row, front:end] = torch.tensor(block)
+            mask[row, front:end, :end] = True
         mask |= torch.eye(
             length, dtype=torch.bool
         )  # padding sees itself, so that no row of the softmax is empty
@@ -60,4 +64,7 @@ class PhraseCache:
             position_ids=torch.arange(length, device=device).expand(len(blocks), length),
         ).last_hidden_state
         self.encoder.bert.train(training)
-        return [hidden[row, : len(block)].clone() for row, block in enumerate(blocks)]
+        return [
+            hidden[row, front : front + len(block)].clone()
+            for row, (block, front) in enumerate(zip(blocks, fronts, strict=True))
+        ]

@@ -247,9 +247,10 @@ class Trainer:
         return grounding_losses(output, batch.targets, batch.attention_mask.bool(), plan, self.config.losses)
 
     def _encode_image(self, batch: Batch) -> ImageFeatures:
-        mask = None if bool(batch.pixel_mask.all()) else batch.pixel_mask
         if batch.maps is not None:
-            return self.model.encode_maps(batch.maps, mask)
+            # Even a mask that is all True says something here: maps may cover more than the image.
+            return self.model.encode_maps(batch.maps, batch.pixel_mask)
+        mask = None if bool(batch.pixel_mask.all()) else batch.pixel_mask
         assert batch.pixel_values is not None
         return self.model.encode_image(batch.pixel_values, mask)
 

@@ -34,7 +34,9 @@ def save_native(model: GroundingDino, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     values = {"model_type": MODEL_TYPE, **model.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-    save_file(pack(model.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(pack(model.state_dict()), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors writes through a private temporary file
 
 
 def read_native(folder: str | Path) -> tuple[GroundingDinoConfig, dict[str, Tensor]]:

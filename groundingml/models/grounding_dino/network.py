@@ -31,7 +31,7 @@ from groundingml.models.grounding_dino.outputs import (
 from groundingml.models.grounding_dino.positions import grid_centres, image_embedding, valid_ratio
 from groundingml.models.grounding_dino.proposals import TwoStageProposals, gather_tokens, select_queries
 from groundingml.models.grounding_dino.text import TextEncoder
-from groundingml.models.nanodet import NanoDet, NanoDetConfig
+from groundingml.models.nanodet import NanoDet
 from groundingml.models.swin import SwinBackbone, SwinConfig
 
 
@@ -96,12 +96,16 @@ class GroundingDino(nn.Module):
             pixel_mask = pixel_mask.bool()
             if _is_all_true(pixel_mask):
                 pixel_mask = None
-        if isinstance(self.backbone, NanoDet):
-            pixel_values, pixel_mask = _pad_to_multiple(pixel_values, pixel_mask, self.backbone.size_multiple)
+        if pixel_mask is None and isinstance(self.backbone, NanoDet):
+            # Its maps may cover more than the image, so the network has to know where the image ends.
+            shape = (pixel_values.shape[0], *pixel_values.shape[2:])
+            pixel_mask = torch.ones(shape, dtype=torch.bool, device=pixel_values.device)
         return self.encode_maps(self.backbone(pixel_values), pixel_mask)
 
     def encode_maps(self, maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> ImageFeatures:
         """`encode_image` from the backbone's maps (B, C_l, H_l, W_l), for training with a frozen, cached backbone."""
+        if pixel_mask is not None and isinstance(self.backbone, NanoDet):
+            pixel_mask = _pad_mask(pixel_mask, self.backbone.covered_size(maps))
         projected = [projection(x) for projection, x in zip(self.input_projections, maps, strict=False)]
         for projection in self.input_projections[len(maps) :]:
             # The first extra level comes from the backbone's last map itself, the others from the level before.
@@ -251,13 +255,13 @@ class GroundingDino(nn.Module):
         return self.query_embedding.weight[:count].to(proposals.features.dtype).expand(batch, -1, -1)
 
     def _pixel_sizes(self, maps: Sequence[Tensor], pixel_mask: Tensor | None) -> Tensor:
-        """(B, 2) width and height of the images without padding, for a backbone that knows its strides."""
+        """(B, 2) width and height of the images without padding."""
         if pixel_mask is not None:
             sizes = torch.stack([pixel_mask[:, 0, :].sum(1), pixel_mask[:, :, 0].sum(1)], dim=-1)
             return sizes.to(maps[0].dtype)
-        assert isinstance(self.config.backbone, NanoDetConfig)
-        (height, width), stride = maps[-1].shape[-2:], self.config.backbone.strides[-1]
-        return maps[0].new_tensor([width * stride, height * stride]).expand(maps[0].shape[0], 2)
+        assert isinstance(self.backbone, NanoDet)
+        height, width = self.backbone.covered_size(maps)
+        return maps[0].new_tensor([width, height]).expand(maps[0].shape[0], 2)
 
     @staticmethod
     def _level_mask(
@@ -293,18 +297,11 @@ def _is_all_true(mask: Tensor) -> bool:
     return bool(mask.all())
 
 
-def _pad_to_multiple(
-    pixel_values: Tensor, pixel_mask: Tensor | None, multiple: int
-) -> tuple[Tensor, Tensor | None]:
-    """Pad on the right and below, so that the maps of all strides cover the same area."""
-    height, width = pixel_values.shape[-2:]
-    right, below = -width % multiple, -height % multiple
-    if not right and not below:
-        return pixel_values, pixel_mask
-    if pixel_mask is None:
-        shape = (len(pixel_values), height, width)
-        pixel_mask = torch.ones(shape, dtype=torch.bool, device=pixel_values.device)
-    return F.pad(pixel_values, (0, right, 0, below)), F.pad(pixel_mask, (0, right, 0, below))
+def _pad_mask(pixel_mask: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """A mask (B, H, W) enlarged on the right and below to a size (height, width); None when all is image."""
+    height, width = pixel_mask.shape[-2:]
+    padded = F.pad(pixel_mask, (0, size[1] - width, 0, size[0] - height))
+    return None if _is_all_true(padded) else padded
 
 
 def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
