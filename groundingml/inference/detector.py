@@ -111,7 +111,7 @@ class Detector:
         return f"Detector({self.name!r}, device={str(self.device)!r}, digest={self.checkpoint_digest!r})"
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence too, of strings
         self,
         images: ImageSource,
         labels: Labels | None = None,

@@ -179,7 +179,8 @@ def _tensor_to_array(tensor: torch.Tensor, name: str) -> np.ndarray:
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:  # NumPy has no such type
         tensor = tensor.float()
-    return tensor.permute(1, 2, 0).numpy()
+    array: np.ndarray = tensor.permute(1, 2, 0).numpy()
+    return array
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:
@@ -198,7 +199,7 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
+        return np.where(array, np.uint8(255), np.uint8(0))
     # NaN fails this comparison too, since every comparison with it is false.
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.floating):
@@ -206,7 +207,7 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
             raise ImageError(
                 name, f"floating-point pixels must lie in 0..1, got {low:g}..{high:g}; rescale them first"
             )
-        return np.rint(np.clip(array, 0, 1) * np.float32(255)).astype(np.uint8)
+        return _rounded(np.clip(array, 0, 1) * np.float32(255))
     if not np.issubdtype(array.dtype, np.integer):
         raise ImageError(name, f"cannot read pixels of type {array.dtype}; use uint8 or float32 in 0..1")
     if array.ndim == 2 or array.dtype == np.uint16:
@@ -217,7 +218,11 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         # A 32-bit picture with only 8-bit values is 8-bit data in a wide type; uint16 always means the full
         # range.
         if array.dtype == np.uint16 or high > 255:
-            return np.rint(array / np.float32(257)).astype(np.uint8)
+            return _rounded(array / np.float32(257))
     if low < 0 or high > 255:
         raise ImageError(name, f"integer pixels must lie in 0..255, got {low}..{high}; rescale them first")
-    return array.astype(np.uint8)
+    return np.asarray(array, dtype=np.uint8)
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    return np.asarray(np.rint(array), dtype=np.uint8)

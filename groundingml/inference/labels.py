@@ -25,10 +25,7 @@ class Label:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str):  # Label("cat", "kitten") means one prompt, not six letters
-            object.__setattr__(self, "prompts", (self.prompts,))
-        else:
-            object.__setattr__(self, "prompts", tuple(self.prompts))
+        object.__setattr__(self, "prompts", _as_tuple(self.prompts))
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"label {self.name!r}: the threshold must lie in 0..1, got {self.threshold}")
 
@@ -36,6 +33,12 @@ class Label:
     def texts(self) -> tuple[str, ...]:
         """The prompts to ask the network for."""
         return self.prompts or (self.name,)
+
+
+def _as_tuple(prompts: str | Iterable[str]) -> tuple[str, ...]:
+    return (
+        (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    )  # "cat" is one prompt, not three letters
 
 
 Labels: TypeAlias = "Sequence[str | Label] | Mapping[str, str | Sequence[str]]"

@@ -49,6 +49,6 @@ def keep_after_merge(
 
 
 def _labels_with_several_prompts(label_ids: Tensor, prompt_numbers: Tensor) -> list[int]:
-    pairs = torch.stack([label_ids, prompt_numbers]).unique(dim=1)
+    pairs = torch.stack([label_ids, prompt_numbers]).unique(dim=1)  # type: ignore[no-untyped-call]
     labels, counts = pairs[0].unique(return_counts=True)
     return [int(label) for label in labels[counts > 1]]

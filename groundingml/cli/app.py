@@ -1,0 +1,52 @@
+"""The commands and what `groundingml --help` says about them. Each command lives in a file of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import groundingml
+from groundingml.cli.detect import detect
+from groundingml.cli.env import env
+from groundingml.cli.serve import serve
+
+app = typer.Typer(
+    name="groundingml",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    help="""Type labels, get boxes: open-vocabulary object detection for photos and for Label Studio.
+
+    [bold]Examples[/bold]
+
+      groundingml detect photo.jpg --labels "cat, remote control"
+
+      groundingml detect photos/ --labels-file labels.txt --json > boxes.json
+
+      groundingml serve                  [dim]# the Label Studio ML backend on http://127.0.0.1:9090[/dim]
+
+      groundingml env                    [dim]# what a bug report needs[/dim]
+    """,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"groundingml {groundingml.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(detect)
+app.command()(serve)
+app.command()(env)

@@ -1,0 +1,325 @@
+"""`groundingml detect`: boxes on photos."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from groundingml.cli.files import DrawnNames, find_images
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from groundingml.inference import Detections, Detector
+
+_MOST_ROWS = 200  # of the table; --json lists everything
+_INTERRUPTED = 130  # the exit status that shells give a command ended by Ctrl-C
+
+
+def detect(
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Photos, folders (with all below them) or patterns such as 'in/*.jpg'."),
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", "-l", help="What to look for, separated by commas (or ' . ')."),
+    ] = None,
+    caption: Annotated[
+        str | None,
+        typer.Option("--caption", "-c", help="An English sentence; the things it names are looked for."),
+    ] = None,
+    labels_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labels, one on a line; or a .json file: a list, or an object from label to prompts."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", "-t", min=0, max=1, help="Least score; by default the model's."),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="GROUNDINGML_MODEL",
+            help="Short name, hub id, folder or file of the model.",
+        ),
+    ] = "nano",
+    device: Annotated[
+        str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File or folder for the pictures; by default NAME.detected.jpg in this folder.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON and nothing else; pictures only with --output.")
+    ] = False,
+) -> None:
+    """Find things on photos: print a table and save pictures with boxes.
+
+    [bold]Examples[/bold]
+
+      groundingml detect photo.jpg --labels "cat, remote control"
+
+      groundingml detect photo.jpg --caption "a woman holds a blow dryer, wearing protective goggles"
+
+      groundingml detect photos/ 'more/**/*.png' --labels-file labels.txt --threshold 0.4 --output drawn/
+
+      groundingml detect photos/ --labels person --json | jq '.images[].detections'
+
+      groundingml detect photo.jpg --labels "traffic cone" --model grounding-dino-tiny
+
+    An image that cannot be read does not stop the others; it is reported at the end, and the exit status is
+    1.
+    """
+    question = _read_question(labels, caption, labels_file)
+    files = find_images(images)
+    if not files:
+        _fail(f"no images found in {', '.join(images)}", 2)
+    if not any(file.exists() for file in files):
+        _fail(f"no such file: {', '.join(str(file) for file in files[:5])}", 1)
+    try:
+        names = DrawnNames(output, single=len(files) == 1)
+    except ValueError as error:
+        _fail(str(error), 2)
+
+    shown = Console(stderr=True)
+    detector = _load_detector(model, device, shown)
+    try:
+        detector.plan(**question)
+    except ValueError as error:
+        _fail(str(error), 2)
+    draws = output is not None or not as_json
+    run = _run(detector, files, question, threshold, names if draws else None, shown)
+    if as_json:
+        typer.echo(json.dumps(_report(run, detector, question, threshold), indent=2, ensure_ascii=False))
+    else:
+        _print_table(run, several=len(files) > 1)
+    for file, reason in run.errors:
+        shown.print(
+            f"groundingml: {file}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+    if run.errors:
+        typer.echo(f"groundingml: {len(run.errors)} of {len(files)} images failed", err=True)
+    if run.interrupted:
+        typer.echo(f"groundingml: interrupted after {len(run.results)} of {len(files)} images", err=True)
+        raise typer.Exit(_INTERRUPTED)
+    if run.errors:
+        raise typer.Exit(1)
+
+
+@dataclass
+class _Run:
+    results: list[tuple[Path, Detections, Path | None]] = field(default_factory=list)  # image, found, picture
+    errors: list[tuple[Path, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def _run(
+    detector: Detector,
+    files: list[Path],
+    question: dict[str, Any],
+    threshold: float | None,
+    names: DrawnNames | None,
+    shown: Console,
+) -> _Run:
+    run = _Run()
+    try:
+        for file in _with_progress(files, shown):
+            _detect_one(detector, file, question, threshold, names, run)
+    except KeyboardInterrupt:
+        run.interrupted = True
+    return run
+
+
+def _detect_one(
+    detector: Detector,
+    file: Path,
+    question: dict[str, Any],
+    threshold: float | None,
+    names: DrawnNames | None,
+    run: _Run,
+) -> None:
+    from groundingml.inference import ImageError, load_image
+
+    try:
+        image = load_image(file)
+        found = detector(image, **question, threshold=threshold)
+        picture = None if names is None else names.name_for(file)
+        if picture is not None:
+            _save(found.draw(image), picture)
+    except ImageError as error:
+        run.errors.append((file, error.reason))
+    except OSError as error:
+        run.errors.append((file, f"the picture cannot be saved: {error}"))
+    except (RuntimeError, MemoryError) as error:  # such as a GPU without enough memory for this image
+        run.errors.append((file, f"{type(error).__name__}: {error}"))
+    else:
+        run.results.append((file, found, picture))
+
+
+def _with_progress(files: list[Path], shown: Console) -> Iterable[Path]:
+    if len(files) == 1 or not shown.is_terminal:
+        return files
+    return track(files, description="Detecting", console=shown, transient=True)
+
+
+def _save(picture: Image.Image, target: Path) -> None:
+    """Write the whole file or none: an interrupted run leaves no half picture."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".groundingml-", suffix=target.suffix, dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            picture.save(stream, _format_of(target), quality=92)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _format_of(target: Path) -> str:
+    from PIL import Image
+
+    return Image.registered_extensions().get(target.suffix.lower(), "JPEG")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _read_question(labels: str | None, caption: str | None, labels_file: Path | None) -> dict[str, Any]:
+    """The keyword argument for the detector: ``labels`` or ``caption``."""
+    if sum(given is not None for given in (labels, caption, labels_file)) != 1:
+        _fail(
+            "say what to look for with one of --labels, --caption and --labels-file, "
+            'for example --labels "cat, remote control"',
+            2,
+        )
+    if caption is not None:
+        return {"caption": caption}
+    if labels is not None:
+        names = [part.strip() for piece in labels.split(",") for part in f"{piece} ".split(" . ")]
+        asked = [name.removesuffix(" .").strip() for name in names if name.strip(" .")]
+        if not asked:
+            _fail('--labels names nothing; for example --labels "cat, remote control"', 2)
+        return {"labels": asked}
+    assert labels_file is not None
+    try:
+        text = labels_file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        _fail(f"the labels file {labels_file} cannot be read: {error}", 2)
+    if labels_file.suffix.lower() != ".json":
+        lines = [line.strip() for line in text.splitlines()]
+        asked = [line for line in lines if line and not line.startswith("#")]
+        if not asked:
+            _fail(f"the labels file {labels_file} has no labels; write one on each line", 2)
+        return {"labels": asked}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        _fail(f"the labels file {labels_file} is not JSON: {error}", 2)
+    if not _is_labels(value):
+        example = '{"pet": ["cat", "dog"]}'
+        _fail(f"the labels file {labels_file} must hold a list of names or an object such as {example}", 2)
+    return {"labels": value}
+
+
+def _is_labels(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(prompts, str) or _is_names(prompts) for prompts in value.values())
+    return _is_names(value)
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _load_detector(model: str, device: str, shown: Console) -> Detector:
+    status = shown.status(f"Loading {model} ...") if shown.is_terminal else nullcontext()
+    try:
+        with status:
+            from groundingml.inference import Detector
+
+            return Detector.from_pretrained(model, device=device)
+    except (ValueError, OSError) as error:  # CheckpointError and an unknown device are ValueErrors
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def _report(
+    run: _Run, detector: Detector, question: dict[str, Any], threshold: float | None
+) -> dict[str, Any]:
+    return {
+        "model": detector.name,
+        "checkpoint": detector.checkpoint_digest,
+        "threshold": detector.default_threshold if threshold is None else threshold,
+        **question,
+        "images": [
+            {"file": str(file), **found.to_dict(), "picture": None if picture is None else str(picture)}
+            for file, found, picture in run.results
+        ],
+        "errors": [{"file": str(file), "error": reason} for file, reason in run.errors],
+        "interrupted": run.interrupted,
+    }
+
+
+def _print_table(run: _Run, several: bool) -> None:
+    console = Console()
+    rows = [
+        (str(file), label, f"{score:.2f}", " ".join(f"{value:.0f}" for value in box))
+        for file, found, _ in run.results
+        for label, score, box in zip(found.labels, found.scores, found.boxes_xyxy, strict=True)
+    ]
+    table = Table()
+    if several:
+        table.add_column("image", overflow="fold")
+    table.add_column("label", overflow="fold")
+    table.add_column("score", justify="right")
+    table.add_column("box (left top right bottom)", no_wrap=True)
+    for row in rows[:_MOST_ROWS]:
+        table.add_row(*(_plain(cell) for cell in (row if several else row[1:])))
+    if rows:
+        console.print(table)
+    elif run.results:
+        console.print("Nothing found; a lower --threshold shows weaker boxes.")
+    if len(rows) > _MOST_ROWS:
+        console.print(f"... and {len(rows) - _MOST_ROWS} more; --json lists all.")
+    pictures = [picture for _, _, picture in run.results if picture is not None]
+    if len(pictures) == 1:
+        console.print(f"Boxes drawn in {pictures[0]}", markup=False, highlight=False, soft_wrap=True)
+    elif pictures:
+        folder = pictures[0].parent.absolute()
+        console.print(f"Boxes drawn in {len(pictures)} pictures in {folder}", markup=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Brackets in names and labels are no markup."""
+    return text.replace("[", r"\[")
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"groundingml: {message}", err=True)
+    raise typer.Exit(status)

@@ -1,0 +1,210 @@
+"""`groundingml env`: what a bug report needs, and what is missing with the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import groundingml
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "scipy",
+    "huggingface-hub",
+)
+_EXTRAS = {
+    "cli": ("typer", "rich"),
+    "serve": ("fastapi", "uvicorn", "httpx", "defusedxml"),
+    "train": ("faster-coco-eval",),
+    "supervision": ("supervision",),
+}
+
+
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Print versions, compiled ops, devices, and what is missing with the command that mends it.
+
+    [bold]Examples[/bold]
+
+      groundingml env
+
+      groundingml env --json > environment.json
+    """
+    found = collect()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+
+
+def collect() -> dict[str, Any]:
+    """All facts as plain values; ``problems`` is a list of {what, why, run}."""
+    problems: list[dict[str, str]] = []
+    packages = {name: _version(name) for extra in (_PACKAGES, *_EXTRAS.values()) for name in extra}
+    problems += [
+        _problem(name, "it is not installed", f"{sys.executable} -m pip install {name}")
+        for name in _PACKAGES
+        if packages[name] is None
+    ]
+    return {
+        "groundingml": groundingml.__version__,
+        "installed_at": str(_package_folder()),
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "os": _os_name(),
+        "cpu": f"{_cpu_name()}, {_usable_cores()} of {os.cpu_count()} cores usable",
+        "packages": packages,
+        **_torch_facts(problems),
+        "embedded_model": _embedded_model(problems),
+        "problems": problems,
+    }
+
+
+def _torch_facts(problems: list[dict[str, str]]) -> dict[str, Any]:
+    """What only a running PyTorch tells: the ops and the devices."""
+    try:
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing ops are listed below as a problem
+            from groundingml import ops
+
+            status = ops.status()
+    except (ImportError, OSError, RuntimeError) as error:
+        install = f"{sys.executable} -m pip install torch"
+        problems.append(_problem("PyTorch", f"it does not import: {error}", install))
+        return {"ops": None, "devices": []}
+    if status.reason is not None:
+        problems.append(_problem("compiled ops", status.reason, status.remedy or "see the README"))
+    devices = [{"name": "cpu", "about": f"{torch.get_num_threads()} threads"}]
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        about = torch.cuda.get_device_properties(number)
+        capability = f"{about.major}.{about.minor}"
+        devices.append(
+            {
+                "name": f"cuda:{number}",
+                "about": f"{about.name}, compute capability {capability}, {about.total_memory / 2**30:.0f} GiB",
+            }
+        )
+    return {
+        "ops": {
+            "compiled": status.available,
+            "cpu_capability": status.cpu_capability,
+            "cuda_archs": list(status.cuda_archs),
+            "build": status.build,
+        },
+        "torch_cuda": _torch_cuda(torch.version.cuda, torch.cuda.is_available()),
+        "devices": devices,
+    }
+
+
+def _torch_cuda(built_with: str | None, usable: bool) -> str:
+    if built_with is None:
+        return "no: this PyTorch is built for the CPU only"
+    return f"{built_with}, usable" if usable else f"{built_with}, but no usable GPU or driver is found"
+
+
+def _embedded_model(problems: list[dict[str, str]]) -> str | None:
+    folder = _package_folder() / "embedded" / "nano"
+    weights = folder / "model.safetensors"
+    missing = [
+        name
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+        if not (folder / name).is_file()
+    ]
+    if missing:
+        problems.append(
+            _problem(
+                "embedded model nano",
+                f"{', '.join(missing)} not found in {folder}",
+                f"{sys.executable} -m pip install --force-reinstall --no-deps SOURCE_FOLDER_OF_GROUNDINGML",
+            )
+        )
+        return None
+    return f"nano, {weights.stat().st_size / 1e6:.1f} MB, {folder}"
+
+
+def _problem(what: str, why: str, run: str) -> dict[str, str]:
+    return {"what": what, "why": why, "run": run}
+
+
+def _package_folder() -> Path:
+    return Path(groundingml.__file__).parent
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _os_name() -> str:
+    try:
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        name = platform.system()
+    return f"{name}, {platform.release()}, {platform.machine()}"
+
+
+def _usable_cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _print(found: dict[str, Any]) -> None:
+    for name, value in _lines(found):
+        typer.echo(f"{name:<28}{value}")
+    for problem in found["problems"]:
+        typer.echo("")
+        typer.secho(f"Missing: {problem['what']}", fg="red", bold=True)
+        typer.echo(f"  why: {problem['why']}")
+        typer.echo(f"  run: {problem['run']}")
+    if not found["problems"]:
+        typer.echo("\nNothing is missing.")
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("groundingml", "installed_at", "python", "os", "cpu"):
+        yield name.replace("_", " "), found[name]
+    installed = [f"{name} {version}" for name, version in found["packages"].items() if version is not None]
+    yield "packages", ", ".join(installed)
+    for extra, packages in _EXTRAS.items():
+        absent = [name for name in packages if found["packages"][name] is None]
+        if absent:
+            yield "not installed", f"{', '.join(absent)} (optional: pip install 'groundingml[{extra}]')"
+    ops = found["ops"]
+    if ops is not None:
+        yield "compiled ops", "yes" if ops["compiled"] else "no, the slower PyTorch reference is used"
+        yield "processor capability", ops["cpu_capability"]
+        yield "CUDA architectures", ", ".join(ops["cuda_archs"]) or "no CUDA kernels compiled"
+        for name, value in ops["build"].items():
+            yield f"ops built with {name}", value or "-"
+        yield "CUDA of PyTorch", found["torch_cuda"]
+    for device in found["devices"]:
+        yield "device", f"{device['name']}: {device['about']}"
+    yield "embedded model", found["embedded_model"] or "missing"
