@@ -22,9 +22,12 @@ class DatasetError(ValueError):
     """Annotations that cannot be used. ``problems`` holds one line for each, with its place in the file."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
-        shown = "\n  ".join(problems[:_SHOWN])
-        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        super().__init__(f"{source}: {len(problems)} bad record(s)\n  {shown}{more}")
+        if len(problems) == 1:
+            message = f"{source}: {problems[0]}"
+        else:
+            more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+            message = f"{source}: {len(problems)} bad records\n  " + "\n  ".join(problems[:_SHOWN]) + more
+        super().__init__(message)
         self.problems = problems
 
 
