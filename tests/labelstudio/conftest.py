@@ -36,7 +36,9 @@ class KnownDetector:
     name = "known"
     device = "cpu"
 
-    def __init__(self, found: dict[str, tuple[tuple[float, float, float, float], float]], digest: str = "0123456789ab"):
+    def __init__(
+        self, found: dict[str, tuple[tuple[float, float, float, float], float]], digest: str = "0123456789ab"
+    ):
         self.found = found
         self.checkpoint_digest = digest
         self.default_threshold = 0.3
@@ -192,7 +194,15 @@ def predict_body(config_xml: str) -> Callable[..., dict[str, Any]]:
 
     def build(*images: str, config: str = config_xml, context: Any = None, **extra: Any) -> dict[str, Any]:
         tasks = [
-            {"id": i, "data": {"image": image}, "meta": {}, "project": 1, "annotations": [], "predictions": [], **extra}
+            {
+                "id": i,
+                "data": {"image": image},
+                "meta": {},
+                "project": 1,
+                "annotations": [],
+                "predictions": [],
+                **extra,
+            }
             for i, image in enumerate(images, start=1)
         ]
         return {

@@ -36,7 +36,13 @@ def cat(site: Any) -> str:
 
 def textarea(*texts: str) -> dict[str, Any]:
     value = {"text": list(texts)}
-    region = {"id": "b8331ee3ac", "from_name": "prompt", "to_name": "image", "type": "textarea", "value": value}
+    region = {
+        "id": "b8331ee3ac",
+        "from_name": "prompt",
+        "to_name": "image",
+        "type": "textarea",
+        "value": value,
+    }
     return {"result": [region]}
 
 
@@ -46,7 +52,15 @@ def check_item(item: dict[str, Any], version: str) -> None:
     assert 0 <= item["score"] <= 1
     for region in item["result"]:
         value = region["value"]
-        assert set(region) >= {"id", "from_name", "to_name", "type", "original_width", "original_height", "score"}
+        assert set(region) >= {
+            "id",
+            "from_name",
+            "to_name",
+            "type",
+            "original_width",
+            "original_height",
+            "score",
+        }
         assert region["type"] == "rectanglelabels"
         assert all(math.isfinite(value[side]) for side in ("x", "y", "width", "height"))
         assert min(value["x"], value["y"]) >= 0
@@ -90,14 +104,24 @@ def test_a_batch(backend: httpx.Client, site: Any, predict_body: Body, config_xm
     assert not {region["id"] for region in again[0]["result"]} & set(ids)
 
 
-def test_one_bad_task_spoils_no_other(backend: httpx.Client, detector: Any, cat: str, predict_body: Body) -> None:
+def test_one_bad_task_spoils_no_other(
+    backend: httpx.Client, detector: Any, cat: str, predict_body: Body
+) -> None:
     def fail_on_coffee(image: Any) -> None:
         if image.size == (600, 400):
             raise RuntimeError("CUDA out of memory")
 
     detector.before = fail_on_coffee
-    body = predict_body(cat, "s3://bucket/x.jpg", cat.replace("cat", "missing"), cat.replace("cat", "coffee"), cat)
-    body["tasks"] += [{"id": 6, "data": {"text": "no image"}}, {"id": 7}, None, 7, {"id": 8, "data": {"image": 3}}]
+    body = predict_body(
+        cat, "s3://bucket/x.jpg", cat.replace("cat", "missing"), cat.replace("cat", "coffee"), cat
+    )
+    body["tasks"] += [
+        {"id": 6, "data": {"text": "no image"}},
+        {"id": 7},
+        None,
+        7,
+        {"id": 8, "data": {"image": 3}},
+    ]
     items = backend.post("/predict", json=body).json()["results"]
     assert ["result" in item for item in items] == [True, False, False, False, True] + 5 * [False]
     assert all(isinstance(item, dict) for item in items), "a null would make Label Studio answer 500"
@@ -115,7 +139,9 @@ def test_a_failure_is_logged_with_its_reason_and_without_secrets(
         backend.post("/predict", json=body)
         backend.post("/webhook", json={"action": "START_TRAINING", "project": {"token": "verysecret"}})
         backend.post("/setup", json={"schema": "<View/>", "access_token": "verysecret"})
-    ours = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore", "uvicorn"))]
+    ours = [
+        record for record in caplog.records if not record.name.startswith(("httpx", "httpcore", "uvicorn"))
+    ]
     assert any("Task 1:" in record.getMessage() and "status 404" in record.getMessage() for record in ours)
     assert "verysecret" not in "\n".join(record.getMessage() for record in ours)
 
@@ -127,7 +153,9 @@ def test_typing_a_prompt(backend: httpx.Client, cat: str, predict_body: Body, de
     check_item(item, answer["model_version"])
     assert [region["value"]["rectanglelabels"] for region in item["result"]] == [["Cat"], []]
     assert item["result"][1]["meta"] == {"text": ["red ball"]}
-    assert [label.name for label in detector.asked[0]] == ["Cat", "red ball", "unicorn"], "the newest text counts"
+    assert [label.name for label in detector.asked[0]] == ["Cat", "red ball", "unicorn"], (
+        "the newest text counts"
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +166,15 @@ def test_typing_a_prompt(backend: httpx.Client, cat: str, predict_body: Body, de
         {"result": None},
         textarea(),
         textarea(" . "),
-        {"result": [{"type": "rectanglelabels", "from_name": "label", "value": {"x": 1, "rectanglelabels": ["Cat"]}}]},
+        {
+            "result": [
+                {
+                    "type": "rectanglelabels",
+                    "from_name": "label",
+                    "value": {"x": 1, "rectanglelabels": ["Cat"]},
+                }
+            ]
+        },
         None,
     ],
 )
@@ -183,7 +219,9 @@ def test_the_version_changes_with_what_changes_predictions(
     assert version(config_xml, other) != first
 
 
-def test_a_config_that_cannot_be_used_is_refused_by_name(backend: httpx.Client, predict_body: Body, cat: str) -> None:
+def test_a_config_that_cannot_be_used_is_refused_by_name(
+    backend: httpx.Client, predict_body: Body, cat: str
+) -> None:
     xml = '<View><Image name="i" value="$image"/><BrushLabels name="b" toName="i"><Label value="x"/></BrushLabels></View>'
     for answer in (
         backend.post("/setup", json={"schema": xml}),
@@ -249,7 +287,13 @@ def test_basic_auth_guards_all_but_health(serve: Serve, detector: Any, config_xm
         {"Authorization": "Basic !!!"},
         {"Authorization": "Bearer " + basic("ann:geheim:ß")["Authorization"].split()[1]},
     ]
-    for method, path in (("POST", "/setup"), ("POST", "/predict"), ("POST", "/webhook"), ("GET", "/versions"), ("GET", "/x")):
+    for method, path in (
+        ("POST", "/setup"),
+        ("POST", "/predict"),
+        ("POST", "/webhook"),
+        ("GET", "/versions"),
+        ("GET", "/x"),
+    ):
         for headers in wrong:
             answer = backend.request(method, path, headers=headers, json={"schema": config_xml})
             assert answer.status_code == 401
@@ -294,7 +338,9 @@ def test_a_prompt_does_not_wait_for_a_whole_batch(
         batch = pool.submit(backend.post, "/predict", json=predict_body(*[cat] * 40))
         while len(detector.asked) < 3:
             time.sleep(0.01)
-        assert backend.post("/predict", json=predict_body(cat, context=textarea("cat"))).json()["results"][0]["result"]
+        assert backend.post("/predict", json=predict_body(cat, context=textarea("cat"))).json()["results"][0][
+            "result"
+        ]
         assert len(detector.asked) < 20
         batch.result()
 
@@ -345,11 +391,18 @@ def test_while_the_model_loads(
 ) -> None:
     backend = serve(Settings(allow_hosts=allow, load_wait_s=0.3), None)
     started = time.monotonic()
-    assert backend.get("/health").json() == {"status": "UP", "model_class": "GroundingDino", "model": "loading"}
+    assert backend.get("/health").json() == {
+        "status": "UP",
+        "model_class": "GroundingDino",
+        "model": "loading",
+    }
     version = backend.post("/setup", json={"schema": config_xml}).json()["model_version"]
     assert time.monotonic() - started < 0.5
     answer = backend.post("/predict", json=predict_body(cat))
-    assert (answer.status_code, answer.json()) == (503, {"error": "The model is still loading; try again in a moment."})
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": "The model is still loading; try again in a moment."},
+    )
     assert int(answer.headers["retry-after"]) > 0
     threading.Timer(0.1, slow_model.set).start()
     answer = backend.post("/predict", json=predict_body(cat))  # waits, since it is ready soon enough
@@ -359,7 +412,11 @@ def test_while_the_model_loads(
 
 
 def test_a_model_that_cannot_be_loaded(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, predict_body: Body, caplog: pytest.LogCaptureFixture, config_xml: str
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    predict_body: Body,
+    caplog: pytest.LogCaptureFixture,
+    config_xml: str,
 ) -> None:
     def fail(source: str) -> str:
         raise FileNotFoundError("/home/ann/secret/model.pth")
@@ -383,7 +440,10 @@ def test_several_images_in_one_task(backend: httpx.Client, site: Any, predict_bo
       <RectangleLabels name="ra" toName="a"><Label value="cat"/></RectangleLabels>
       <RectangleLabels name="rb" toName="b"><Label value="puppy"/></RectangleLabels></View>"""
     body = predict_body("", config=xml)
-    body["tasks"][0]["data"] = {"first": f"{site.url}/photos/cat.jpg", "second": f"{site.url}/photos/coffee.jpg"}
+    body["tasks"][0]["data"] = {
+        "first": f"{site.url}/photos/cat.jpg",
+        "second": f"{site.url}/photos/coffee.jpg",
+    }
     (item,) = backend.post("/predict", json=body).json()["results"]
     assert [(r["from_name"], r["to_name"], r["original_width"]) for r in item["result"]] == [
         ("ra", "a", 451),
@@ -413,7 +473,13 @@ def test_every_captured_request_gets_an_answer_that_label_studio_takes(
         capture = json.loads(file.read_text())
         requests = capture.get("requests", []) if isinstance(capture, dict) else capture
         for request in requests:
-            if not isinstance(request, dict) or request.get("path") not in ("/health", "/setup", "/predict", "/webhook", "/versions"):
+            if not isinstance(request, dict) or request.get("path") not in (
+                "/health",
+                "/setup",
+                "/predict",
+                "/webhook",
+                "/versions",
+            ):
                 continue
             for task in (request["json"] or {}).get("tasks", []) if request["path"] == "/predict" else []:
                 task["data"]["image"] = inline
@@ -452,5 +518,12 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
 
 
 def test_settings_do_not_show_secrets() -> None:
-    shown = repr(Settings(label_studio_url="http://h", label_studio_api_key="s3cret", basic_auth_user="u", basic_auth_password="s3cret"))
+    shown = repr(
+        Settings(
+            label_studio_url="http://h",
+            label_studio_api_key="s3cret",
+            basic_auth_user="u",
+            basic_auth_password="s3cret",
+        )
+    )
     assert "s3cret" not in shown

@@ -55,7 +55,9 @@ def label_studio(new_site: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def fetcher(label_studio: Any) -> ImageFetcher:
-    return ImageFetcher(Settings(label_studio_url=label_studio.url, label_studio_api_key=LEGACY, fetch_timeout_s=5))
+    return ImageFetcher(
+        Settings(label_studio_url=label_studio.url, label_studio_api_key=LEGACY, fetch_timeout_s=5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,9 @@ def fetcher(label_studio: Any) -> ImageFetcher:
         "/data/local-files/?d=photos%2Fa+b.jpg",
     ],
 )
-def test_label_studio_paths_are_read_with_the_token(fetcher: ImageFetcher, label_studio: Any, reference: str) -> None:
+def test_label_studio_paths_are_read_with_the_token(
+    fetcher: ImageFetcher, label_studio: Any, reference: str
+) -> None:
     image = fetcher.fetch(reference.format(url=label_studio.url))
     assert (image.size, image.mode) == ((8, 6), "RGB")
 
@@ -105,8 +109,12 @@ def test_label_studio_under_a_path(label_studio: Any) -> None:
         "{url}/data/upload/1/../../../api/current-user/token",
     ],
 )
-def test_other_paths_of_label_studio_are_never_asked(fetcher: ImageFetcher, label_studio: Any, path: str) -> None:
-    with pytest.raises(FetchError, match="not an image path of Label Studio|not a local file of Label Studio"):
+def test_other_paths_of_label_studio_are_never_asked(
+    fetcher: ImageFetcher, label_studio: Any, path: str
+) -> None:
+    with pytest.raises(
+        FetchError, match="not an image path of Label Studio|not a local file of Label Studio"
+    ):
         fetcher.fetch(path.format(url=label_studio.url))
     assert label_studio.requests == []
 
@@ -128,7 +136,9 @@ def test_the_token_goes_to_no_other_origin(
     assert label_studio.tokens() == [f"Token {LEGACY}"]
 
 
-def test_a_redirect_to_label_studio_gets_the_token_for_images_only(label_studio: Any, site: Any, allow: Any) -> None:
+def test_a_redirect_to_label_studio_gets_the_token_for_images_only(
+    label_studio: Any, site: Any, allow: Any
+) -> None:
     settings = Settings(label_studio_url=label_studio.url, label_studio_api_key=LEGACY, allow_hosts=allow)
     fetcher = ImageFetcher(settings)
     site.add("/good", b"", status=307, location=f"{label_studio.url}/data/upload/1/710cd2b2-im0.jpg")
@@ -173,7 +183,9 @@ def test_private_addresses_are_refused(fetcher: ImageFetcher, site: Any, label_s
 def test_private_address_forms(address: str) -> None:
     with pytest.raises(FetchError, match="private address"):
         AddressRules(None, ()).resolve(address, 80)
-    assert AddressRules(None, (f"[{address}]" if ":" in address else address,)).resolve(address, 80) == [address]
+    assert AddressRules(None, (f"[{address}]" if ":" in address else address,)).resolve(address, 80) == [
+        address
+    ]
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822"])
@@ -225,12 +237,16 @@ def test_personal_access_tokens_are_exchanged_once_and_renewed(new_site: Callabl
     assert not any(pat in str(headers) for _, _, headers, _ in site.requests), "the token itself is not sent"
 
 
-@pytest.mark.parametrize(("key", "message"), [(None, "wants a login"), ("wrong", "did not accept the API key")])
+@pytest.mark.parametrize(
+    ("key", "message"), [(None, "wants a login"), ("wrong", "did not accept the API key")]
+)
 def test_a_missing_or_wrong_key_is_said(label_studio: Any, key: str | None, message: str) -> None:
     fetcher = ImageFetcher(Settings(label_studio_url=label_studio.url, label_studio_api_key=key))
     with pytest.raises(FetchError, match=message):
         fetcher.fetch("/data/upload/1/710cd2b2-im0.jpg")
-    label_studio.add("/data/upload/1/b.jpg", b"", status=302, location="/user/login/?next=/data/upload/1/b.jpg")
+    label_studio.add(
+        "/data/upload/1/b.jpg", b"", status=302, location="/user/login/?next=/data/upload/1/b.jpg"
+    )
     with pytest.raises(FetchError, match=message):
         fetcher.fetch("/data/upload/1/b.jpg")
 

@@ -28,7 +28,9 @@ def test_labels_aliases_and_threshold(config_xml: str) -> None:
 
 def test_a_label_without_predicted_values_is_looked_for_by_its_name() -> None:
     config = parse_label_config(
-        wrap('<RectangleLabels name="l" toName="image"><Label value="remote control" alias="rc"/></RectangleLabels>')
+        wrap(
+            '<RectangleLabels name="l" toName="image"><Label value="remote control" alias="rc"/></RectangleLabels>'
+        )
     )
     (label,) = config.controls[0].labels
     assert (label.name, label.prompts) == ("rc", ("remote control",))
@@ -105,8 +107,14 @@ def test_labels_that_come_with_the_task() -> None:
         (wrap(CAT, image='<Image name="image" value="http://x/${id}.jpg"/>'), "one field of the task"),
         (wrap('<RectangleLabels name="l" toName="image"/>'), "has no labels"),
         (wrap('<RectangleLabels name="l" toName="image"><Label/></RectangleLabels>'), 'no value="..."'),
-        (wrap('<RectangleLabels toName="image"><Label value="a"/></RectangleLabels>'), "<RectangleLabels> .* no name"),
-        (wrap('<RectangleLabels name="l" toName="image"><Label value="?"/></RectangleLabels>'), "cannot be looked for"),
+        (
+            wrap('<RectangleLabels toName="image"><Label value="a"/></RectangleLabels>'),
+            "<RectangleLabels> .* no name",
+        ),
+        (
+            wrap('<RectangleLabels name="l" toName="image"><Label value="?"/></RectangleLabels>'),
+            "cannot be looked for",
+        ),
         (wrap(CAT + CAT), "share one name: label"),
         (wrap(CAT.replace(">", ' model_score_threshold="high">', 1)), "must be a number from 0 to 1"),
         (wrap(CAT.replace(">", ' model_score_threshold="1.5">', 1)), "must be a number from 0 to 1"),

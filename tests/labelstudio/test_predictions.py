@@ -49,7 +49,13 @@ def test_a_box_in_percent_of_the_image(query: Query) -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [[-50, -1e9, 100, 200], [150, 300, 1e9, 401], [199.5, 399.5, 200, 400], [0, 0, 200, 400], [66.6, 33.3, 200.01, 400]],
+    [
+        [-50, -1e9, 100, 200],
+        [150, 300, 1e9, 401],
+        [199.5, 399.5, 200, 400],
+        [0, 0, 200, 400],
+        [66.6, 33.3, 200.01, 400],
+    ],
 )
 def test_boxes_are_clipped_to_the_image(query: Query, box: list[float]) -> None:
     (region,) = regions(query, [box], [1.0000001], ["Cat"])

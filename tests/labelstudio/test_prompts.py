@@ -32,7 +32,9 @@ def test_split_phrases(text: str, phrases: list[str]) -> None:
 
 
 def asked(query: Any) -> list[tuple[str, tuple[str, ...], list[str | None]]]:
-    return [(wanted.name, wanted.prompts, [target.label for target in wanted.targets]) for wanted in query.wanted]
+    return [
+        (wanted.name, wanted.prompts, [target.label for target in wanted.targets]) for wanted in query.wanted
+    ]
 
 
 def test_project_labels(config: LabelConfig) -> None:
