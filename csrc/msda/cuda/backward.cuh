@@ -41,7 +41,6 @@ struct BackwardShape {
 
 template <class Shape>
 __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ typename Shape::Arguments a) {
-  using T = typename Shape::T;
   using F = typename Shape::F;
   using Offset = typename Shape::Table::Distance;
   constexpr int LANES = Shape::LANES, WIDTH = Shape::WIDTH;
@@ -130,8 +129,8 @@ void launch_backward(const Problem& p, const void* locations, const void* weight
   a.table.fill(p.shapes, static_cast<int>(p.levels), p.heads * p.channels);
   const int64_t blocks = a.order.plan(p.queries, p.shapes, static_cast<int>(p.levels), p.rows);
   const int64_t pairs = p.queries * p.heads;
-  for (int64_t b = 0; b < p.batch; b += kMaxGridRows) {
-    const int64_t samples = p.batch - b < kMaxGridRows ? p.batch - b : kMaxGridRows;
+  for (int64_t b = 0; b < p.batch; b += kSamplesPerLaunch) {
+    const int64_t samples = p.batch - b < kSamplesPerLaunch ? p.batch - b : kSamplesPerLaunch;
     const int64_t rows_before = b * p.rows * p.heads * p.channels, points_before = b * pairs * p.points_per_head();
     a.value = static_cast<const T*>(p.value) + rows_before;
     a.locations = static_cast<const F*>(locations) + 2 * points_before;

@@ -160,8 +160,8 @@ void launch_forward(const Problem& p, const void* reference, int64_t coordinates
   a.table.fill(p.shapes, static_cast<int>(p.levels), p.row_stride * static_cast<int64_t>(sizeof(T)));
   const int64_t blocks = a.order.plan(p.queries, p.shapes, static_cast<int>(p.levels), p.rows);
   const int64_t per_sample = p.queries * p.heads;
-  for (int64_t b = 0; b < p.batch; b += kMaxGridRows) {
-    const int64_t samples = p.batch - b < kMaxGridRows ? p.batch - b : kMaxGridRows;
+  for (int64_t b = 0; b < p.batch; b += kSamplesPerLaunch) {
+    const int64_t samples = p.batch - b < kSamplesPerLaunch ? p.batch - b : kSamplesPerLaunch;
     a.value = static_cast<const T*>(p.value) + b * p.batch_stride;
     a.points = static_cast<const typename Shape::G*>(points) + b * per_sample * p.points_per_head() * 2;
     a.weights = static_cast<const typename Shape::G*>(weights) + b * per_sample * p.points_per_head();

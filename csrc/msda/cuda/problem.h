@@ -12,8 +12,14 @@ namespace groundingml::cuda {
 enum class Element { kFloat64, kFloat32, kFloat16, kBFloat16 };
 
 // Limits of the kernels, checked by `check_limits`; all else is free.
-constexpr int64_t kMaxLevels = 48;        // the level table is passed in the 4 KB of kernel arguments
-constexpr int64_t kMaxGridRows = 65535;   // heads (times channel blocks of 32)
+constexpr int64_t kMaxLevels = 48;          // the level table is passed in the 4 KB of kernel arguments
+constexpr int64_t kMaxHeadBlocks = 65535;  // heads, times blocks of 8 channels: rows of a launch's grid
+
+// Batches beyond this take several launches.
+#if !defined(GML_SAMPLES_PER_LAUNCH)
+#define GML_SAMPLES_PER_LAUNCH 65535
+#endif
+constexpr int64_t kSamplesPerLaunch = GML_SAMPLES_PER_LAUNCH;
 
 // Batch B, rows S of value (the sum of height * width over levels), heads M, channels D, queries Q, levels L, points P.
 struct Problem {
@@ -30,7 +36,7 @@ struct Problem {
 
   void check_limits() const {
     if (levels > kMaxLevels) throw std::invalid_argument("the CUDA kernels take at most 48 feature levels");
-    if ((channels + 7) / 8 * heads > kMaxGridRows) {
+    if ((channels + 7) / 8 * heads > kMaxHeadBlocks) {
       throw std::invalid_argument("the CUDA kernels take at most 65535 blocks of 8 channels over all heads");
     }
     if (points_per_head() > INT32_MAX) throw std::invalid_argument("the CUDA kernels take fewer than 2^31 points per head");
