@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from groundingml.models.checkpoints import huggingface
+from groundingml.models.checkpoints import huggingface, native
 from groundingml.models.checkpoints.errors import CheckpointError, mismatch_report
 from groundingml.models.checkpoints.formats import to_huggingface_names
 from groundingml.models.checkpoints.renaming import rename
@@ -24,7 +24,6 @@ from groundingml.models.grounding_dino.network import GroundingDino
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-NATIVE = "groundingml"  # the model_type of our own layout, which the embedded model has
 BERT_POSITIONS = 512
 
 
@@ -46,9 +45,11 @@ def load_model(
     """
     files = resolve(source)
     values = _read_config(files)
-    if values is not None and values.get("model_type") == NATIVE:
-        return _load_native(files, config)
     try:
+        if values is not None and values.get("model_type") == native.MODEL_TYPE and files.folder is not None:
+            if config is not None:
+                raise CheckpointError("a model in our own layout has its config; leave `config` out")
+            return _build(*native.read_native(files.folder))
         weights = to_huggingface_names(read_weights(files.weights))
         chosen = _choose_config(config, values, weights)
         weights = huggingface.from_huggingface_names(weights, chosen)
@@ -104,20 +105,6 @@ def _read_config(files: CheckpointFiles) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise CheckpointError(f"{files.config} is not the config of a model")
     return values
-
-
-def _load_native(
-    files: CheckpointFiles, config: GroundingDinoConfig | Mapping[str, Any] | None
-) -> GroundingDino:
-    from groundingml.models.checkpoints.native import read_native
-
-    if config is not None:
-        raise CheckpointError(f"{files.name!r} has a config of its own; load it without `config`")
-    assert files.folder is not None  # it was told by the folder's config.json
-    try:
-        return _build(*read_native(files.folder))
-    except CheckpointError as error:
-        raise CheckpointError(f"cannot load {files.name!r}: {error}") from error
 
 
 def _choose_config(

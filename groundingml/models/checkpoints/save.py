@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from groundingml.models.checkpoints.errors import CheckpointError
 from groundingml.models.checkpoints.huggingface import save_huggingface
+from groundingml.models.checkpoints.native import save_native
 from groundingml.models.checkpoints.sources import EMBEDDED
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ _TOKENIZER_CONFIG = {
 
 
 def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = None) -> None:
-    """Write a model so that `load_model(folder)` gives it back bit for bit.
+    """Write a model so that `load_model(folder)` gives it back.
 
     Grounding DINO, MM-Grounding-DINO and LLMDet are written in the Hugging Face layout (config, weights,
-    preprocessor, tokenizer), which transformers loads too; models of the embedded kind in our own. The files
-    are written beside `folder` and moved when all are complete: a crash or a full disk leaves what was there.
+    preprocessor, tokenizer), which transformers loads too and which loses nothing; models of the embedded kind
+    in our own compact one. The files are written beside `folder` and moved when all are complete: a crash or a
+    full disk leaves what was there.
 
     Args:
         model: in any dtype, on any device; the weights keep their dtype.
@@ -61,8 +63,6 @@ def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = N
 
 def _write(model: GroundingDino, folder: Path, tokenizer: Any) -> None:
     if model.config.family == "nano":
-        from groundingml.models.checkpoints.native import save_native
-
         save_native(model, folder)
         return
     save_huggingface(model, folder)
@@ -76,6 +76,7 @@ def _write(model: GroundingDino, folder: Path, tokenizer: Any) -> None:
 
 def _move(partial: Path, folder: Path) -> None:
     for file in partial.iterdir():
+        shutil.copymode(partial / "config.json", file)  # safetensors makes private files
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
     if not folder.exists():

@@ -7,17 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
-from groundingml.models.checkpoints.errors import CheckpointError, listed
-from groundingml.models.checkpoints.weights import shard_files
+from groundingml.models.checkpoints import hub
+from groundingml.models.checkpoints.errors import CheckpointError
+from groundingml.models.checkpoints.weights import WEIGHT_FILES, shard_files, weight_files
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "embedded"
 
@@ -44,12 +36,9 @@ EMBEDDED_MODELS = ("nano",)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.(?:pth|pt|bin|safetensors))")
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 # The first published conversion of LLMDet: transformers never read it without patched sources.
 _OLD_LLMDET = re.compile(r"fushh7/llmdet_swin_(?P<size>tiny|base|large)_hf")
-
-_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
-_TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_DESCRIPTION = ("config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ def resolve(source: str | Path) -> CheckpointFiles:
         if source in EMBEDDED_MODELS:
             return _in_folder(EMBEDDED / source, source)
         if source in HUB_IDS:
-            return _on_hub(HUB_IDS[source], source)
+            return _in_folder(hub.model_folder(HUB_IDS[source]), source)
     path = Path(source).expanduser()
     if path.is_dir():
         return _in_folder(path, str(source))
@@ -85,9 +74,9 @@ def resolve(source: str | Path) -> CheckpointFiles:
         return _single_file(path, str(source))
     if isinstance(source, str):
         if hub_file := _HUB_FILE.fullmatch(source):
-            return _file_on_hub(hub_file["repo"], hub_file["file"], source)
+            return CheckpointFiles(source, (hub.single_file(hub_file["repo"], hub_file["file"]),))
         if _HUB_ID.fullmatch(source) and path.suffix not in {".pth", ".pt", ".bin", ".safetensors"}:
-            return _on_hub(source, source)
+            return _hub_model(source)
     raise CheckpointError(_unknown(str(source)))
 
 
@@ -104,113 +93,33 @@ def _unknown(source: str) -> str:
 
 def _in_folder(folder: Path, name: str) -> CheckpointFiles:
     config = folder / "config.json"
-    weights = _weight_files(folder)
+    weights = weight_files(folder)
     if not weights:
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         holds = f"it holds {', '.join(found[:8])}" if found else "it is empty or absent"
         raise CheckpointError(
-            f"no weights in {folder}: expected {_SAFETENSORS[0]} or {_TORCH[0]} (or shards with an index), "
+            f"no weights in {folder}: expected {' or '.join(WEIGHT_FILES)} (or shards with an index), "
             f"or one .pth file; {holds}"
         )
     return CheckpointFiles(name, weights, config if config.is_file() else None, folder)
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    for single, index in (_SAFETENSORS, _TORCH):
-        if (folder / single).is_file():
-            return (folder / single,)
-        if (folder / index).is_file():
-            return shard_files(folder / index)
-    others = [p for pattern in ("*.pth", "*.pt", "*.safetensors") for p in sorted(folder.glob(pattern))]
-    if len(others) > 1:
-        raise CheckpointError(
-            f"{folder} holds several checkpoints, name one: {listed(p.name for p in others)}"
-        )
-    return tuple(others)
 
 
 def _single_file(file: Path, name: str) -> CheckpointFiles:
     """A weight file; one that lies in its Hugging Face folder keeps that folder's config and tokenizer."""
     if file.name.endswith(".index.json"):
         return CheckpointFiles(name, shard_files(file), file.with_name("config.json"), file.parent)
+    if _SHARD.search(file.name):
+        raise CheckpointError(f"{file} is one of several shards; give the folder {file.parent}")
     config = file.with_name("config.json")
-    if file.name in (_SAFETENSORS[0], _TORCH[0]) and config.is_file():
+    if file.name in WEIGHT_FILES and config.is_file():
         return CheckpointFiles(name, (file,), config, file.parent)
     return CheckpointFiles(name, (file,))
 
 
-def _on_hub(hub_id: str, name: str) -> CheckpointFiles:
+def _hub_model(hub_id: str) -> CheckpointFiles:
     if old := _OLD_LLMDET.fullmatch(hub_id):
         raise CheckpointError(
             f"{hub_id} is an older layout that no release of transformers reads; use llmdet-{old['size']} "
             f"(iSEE-Laboratory/llmdet_{old['size']}), the same weights"
         )
-    for weights in (_SAFETENSORS, _TORCH):
-        shards = [weights[0].replace(".", "-*.")]
-        folder = _snapshot(hub_id, [*_DESCRIPTION, *weights, *shards])
-        if any((folder / file).exists() for file in weights):
-            return _in_folder(folder, name)
-    raise CheckpointError(
-        f"{hub_id} on the hub has none of {', '.join((*_SAFETENSORS, *_TORCH))}; of a repository of single "
-        f"files name one: {hub_id}/FILE.pth"
-    )
-
-
-def _snapshot(hub_id: str, patterns: list[str]) -> Path:
-    """The folder of the hub's cache that holds ``patterns`` of ``hub_id``, downloaded if it is not there."""
-    cached = _cached_snapshot(hub_id, patterns)
-    if cached is not None:
-        return cached
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:
-        raise _not_fetched(hub_id, f"hf download {hub_id}", error) from error
-
-
-def _cached_snapshot(hub_id: str, patterns: list[str]) -> Path | None:
-    try:
-        found = huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True)
-        folder = Path(found)
-    except LocalEntryNotFoundError as error:
-        partial = getattr(error, "snapshot_path", None)  # newer clients know that some files are absent
-        if partial is None:
-            return None
-        folder = Path(partial)
-    except HFValidationError as error:
-        raise CheckpointError(f"{hub_id!r} cannot be a hub id: {error}") from error
-    try:
-        complete = (folder / "config.json").is_file() and bool(_weight_files(folder))
-    except CheckpointError:  # a part of the shards
-        return None
-    return folder if complete else None
-
-
-def _file_on_hub(repo: str, file: str, name: str) -> CheckpointFiles:
-    try:
-        cached = huggingface_hub.hf_hub_download(repo, file, local_files_only=True)
-        return CheckpointFiles(name, (Path(cached),))
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: ask the hub
-    try:
-        return CheckpointFiles(name, (Path(huggingface_hub.hf_hub_download(repo, file)),))
-    except Exception as error:
-        raise _not_fetched(repo, f"hf download {repo} {file}", error) from error
-
-
-def _not_fetched(hub_id: str, command: str, error: Exception) -> CheckpointError:
-    """What to do when the hub gave nothing: it knows no such model, wants a login, or cannot be reached."""
-    if isinstance(error, GatedRepoError):
-        return CheckpointError(
-            f"{hub_id} asks for a login: accept its terms on the hub, then `hf auth login` and `{command}`"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return CheckpointError(f"the hub has no model {hub_id!r}, or it is private. {_unknown(hub_id)}")
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return CheckpointError(f"{hub_id} on the hub has no such file ({command})")
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    cache = huggingface_hub.constants.HF_HUB_CACHE
-    return CheckpointError(
-        f"{hub_id} is not in the hub's cache ({cache}) and could not be downloaded: {reason.rstrip('.')}. "
-        f"Fetch it on a machine with network by `{command}` and copy that cache's folder "
-        f"models--{hub_id.replace('/', '--')} there, or give the path of a downloaded folder"
-    )
+    return _in_folder(hub.model_folder(hub_id), hub_id)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
+import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from groundingml.models.checkpoints.errors import CheckpointError, listed
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a Hugging Face folder; shards have an index
 
 # Packages whose objects training frameworks store beside the weights. Their code never runs: see _Discarded.
 _KNOWN_PACKAGES = {
@@ -37,6 +40,11 @@ _REFUSED = (
     "which could run code of its author: refused. If you trust it, load it with its own software and save "
     "its state dict as safetensors"
 )
+# What torch raises on bytes that are not what they seem.
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    struct.error,
+)  # fmt: skip
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80\x02"
 
@@ -64,7 +72,7 @@ def shard_files(index: Path) -> tuple[Path, ...]:
     """
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a Hugging Face weight index: {error!r}") from error
     outside = [name for name in names if Path(name).name != name]
     if outside:
@@ -73,6 +81,25 @@ def shard_files(index: Path) -> tuple[Path, ...]:
     if absent:
         raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(names)} shards: {listed(absent)}")
     return tuple(index.parent / name for name in names)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The weight file of a folder, or its shards; empty if there is none.
+
+    Raises:
+        CheckpointError: several files of other names, so that one has to be named; or shards that are missing.
+    """
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return (folder / name,)
+        if (folder / f"{name}.index.json").is_file():
+            return shard_files(folder / f"{name}.index.json")
+    endings = (".pth", ".pt", ".safetensors")
+    others = sorted(file for file in folder.glob("*") if file.suffix in endings and file.is_file())
+    if len(others) > 1:
+        names = listed(file.name for file in others)
+        raise CheckpointError(f"{folder} holds several checkpoints, name one: {names}")
+    return tuple(others)
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -95,6 +122,8 @@ def _what_it_is(head: bytes) -> str:
         return "it is a web page saved under that name; download the file itself (use `hf download`)"
     if text.startswith(b"{"):
         return "it is JSON; give the folder, or the weight file beside it"
+    if head.startswith(b"\x80"):
+        return "it is a Python pickle that PyTorch did not write, which could run code of its author"
     if not head.strip(b"\0"):
         return "it begins with zeros only, as after an interrupted download; fetch it again"
     return "it is neither safetensors nor a PyTorch file; it may be damaged or of another kind"
@@ -129,10 +158,8 @@ def _read_torch(file: Path, zipped: bool) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} needs more than tensors to be read ({_first_line(error)}), {_REFUSED}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{file} needs {_named_global(error)} to be read, {_REFUSED}") from error
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{file} cannot be read as a PyTorch file ({_first_line(error)}); {_DAMAGED}"
         ) from error
@@ -143,7 +170,7 @@ def _stand_ins(file: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any]
     """Placeholders for the classes and functions that the file's pickle names and torch does not allow."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (*_UNREADABLE, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{file} cannot be read as a PyTorch file ({_first_line(error)}); {_DAMAGED}"
         ) from error
@@ -166,6 +193,11 @@ def _state_dict(file: Path, content: object) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in weights):  # saved from (Distributed)DataParallel
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     return weights
+
+
+def _named_global(error: pickle.UnpicklingError) -> str:
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return named.group(1) if named else "more than tensors"
 
 
 def _first_line(error: BaseException) -> str:

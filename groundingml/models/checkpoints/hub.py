@@ -1,0 +1,105 @@
+"""Models of the Hugging Face hub: from its cache if they are there, else by download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from groundingml.models.checkpoints.errors import CheckpointError
+from groundingml.models.checkpoints.weights import WEIGHT_FILES, weight_files
+
+_DESCRIPTION = ["config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
+# Only what a model needs: repositories may hold the weights several times over. Safetensors first.
+_PATTERNS = [[*_DESCRIPTION, name, name.replace(".", "-*."), f"{name}.index.json"] for name in WEIGHT_FILES]
+
+
+def model_folder(hub_id: str) -> Path:
+    """The folder in the hub's cache with the config, the tokenizer and the weights of `hub_id`.
+
+    A complete folder in the cache is used without asking the network, so a machine without one works alike.
+
+    Raises:
+        CheckpointError: it is neither in the cache nor can it be fetched; the message says how to.
+    """
+    for patterns in _PATTERNS:
+        cached = _cached_folder(hub_id, patterns)
+        if cached is not None:
+            return cached
+    for patterns in _PATTERNS:
+        try:
+            folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+        except Exception as error:
+            raise _not_fetched(hub_id, f"hf download {hub_id}", error) from error
+        if _is_complete(folder):
+            return folder
+    nothing = FileNotFoundError(
+        f"it brought no {' or '.join(WEIGHT_FILES)} "
+        f"(of a repository of single files name one: {hub_id}/FILE.pth)"
+    )
+    raise _not_fetched(hub_id, f"hf download {hub_id}", nothing)
+
+
+def single_file(hub_id: str, file: str) -> Path:
+    """One file of a repository on the hub, from the cache or by download.
+
+    Raises:
+        CheckpointError: it is neither in the cache nor can it be fetched.
+    """
+    try:
+        return Path(huggingface_hub.hf_hub_download(hub_id, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: ask the hub
+    try:
+        return Path(huggingface_hub.hf_hub_download(hub_id, file))
+    except Exception as error:
+        raise _not_fetched(hub_id, f"hf download {hub_id} {file}", error) from error
+
+
+def _cached_folder(hub_id: str, patterns: list[str]) -> Path | None:
+    try:
+        found = huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True)
+        folder = Path(found)
+    except LocalEntryNotFoundError as error:
+        partial = getattr(error, "snapshot_path", None)  # newer clients know that some files are absent
+        if partial is None:
+            return None
+        folder = Path(partial)
+    except HFValidationError as error:
+        raise CheckpointError(f"{hub_id!r} cannot be a hub id: {error}") from error
+    return folder if _is_complete(folder) else None
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file() and bool(weight_files(folder))
+    except CheckpointError:  # shards are missing
+        return False
+
+
+def _not_fetched(hub_id: str, command: str, error: Exception) -> CheckpointError:
+    """What to do when the hub gave nothing: it knows no such model, wants a login, or cannot be reached."""
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(
+            f"{hub_id} asks for a login: accept its terms on the hub, then `hf auth login` and `{command}`"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
+            f"the hub has no model {hub_id!r}, or it is private; check the name, or `hf auth login`"
+        )
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        return CheckpointError(f"{hub_id} on the hub has no such file ({command})")
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CheckpointError(
+        f"{hub_id} is not in the hub's cache ({constants.HF_HUB_CACHE}) and could not be downloaded: "
+        f"{reason.rstrip('.')}. Fetch it on a machine with network by `{command}` and copy the folder "
+        f"models--{hub_id.replace('/', '--')} of that cache there, or give the path of a downloaded folder"
+    )
