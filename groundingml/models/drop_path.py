@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Zero the branch of a sample with probability `rate`, scaling the kept ones so that the mean stays the same."""
+    """Zero a sample's branch with probability `rate`; scale the others so that the mean is kept."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()

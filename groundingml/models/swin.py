@@ -1,8 +1,8 @@
-"""Swin Transformer (arXiv:2103.14030) as a detection backbone: any image size, one LayerNorm per returned stage.
+"""Swin Transformer (arXiv:2103.14030) as a detection backbone: any image size, a LayerNorm per output.
 
-The image is cut into patches of 4x4 pixels; four stages of window attention follow, each halving the resolution of
-the one before. Every second block shifts its windows by half a window, so that neighbours exchange information.
-Tokens stay in the layout (B, H, W, C) throughout; only the returned maps are (B, C, H, W).
+The image is cut into patches of 4x4 pixels; four stages of window attention follow, each halving the
+resolution of the one before. Every second block shifts its windows by half a window, so that neighbours
+exchange information. Tokens stay (B, H, W, C) throughout; only the returned maps are (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class SwinConfig:
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         if len(self.depths) != len(self.num_heads):
             raise ValueError(
-                f"SwinConfig: {len(self.depths)} depths but {len(self.num_heads)} num_heads; give one of each per stage"
+                f"SwinConfig: {len(self.depths)} depths but {len(self.num_heads)} num_heads; "
+                "give one of each per stage"
             )
         for stage, heads in enumerate(self.num_heads):
             if self.stage_channels(stage + 1) % heads:
@@ -86,7 +87,7 @@ class SwinBackbone(nn.Module):
         return tuple(self.config.stage_channels(stage) for stage in self.config.out_stages)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) -> maps (B, C_l, H_l, W_l) of `out_stages`, finest first; sizes are rounded up."""
+        """Images (B, 3, H, W) -> maps (B, C_l, H_l, W_l) of `out_stages`, finest first, sizes rounded up."""
         patch = self.config.patch_size
         height, width = pixel_values.shape[-2:]
         pixel_values = F.pad(pixel_values, (0, -width % patch, 0, -height % patch))
@@ -94,6 +95,7 @@ class SwinBackbone(nn.Module):
         position_index = relative_position_index(self.config.window_size, x.device)
         maps: list[Tensor] = []
         for number, stage in enumerate(self.stages, start=1):
+            assert isinstance(stage, SwinStage)
             x = stage(x, position_index)
             if number in self.config.out_stages:
                 maps.append(self.output_norms[f"stage{number}"](x).permute(0, 3, 1, 2))
@@ -103,7 +105,7 @@ class SwinBackbone(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution. `downsample`, if any, leads to the next stage and is called by the backbone."""
+    """Blocks of one resolution. The backbone calls `downsample`, which leads to the next stage."""
 
     def __init__(
         self, config: SwinConfig, stage: int, drop_path_rates: Sequence[float], downsample: bool

@@ -71,9 +71,9 @@ def small_config(family: str, levels: int = 4) -> GroundingDinoConfig:
 
 
 def randomise(model: nn.Module, seed: int = 0, last_norms: float = 1.0) -> nn.Module:
-    """Give every parameter a value that matters (biases, norms and layer scales too) and keep activations near 1.
+    """Give every parameter, biases and layer scales too, a value that matters; keep activations near 1.
 
-    last_norms: gain of the norms whose outputs meet in the class logits; less than 1 keeps large dot products small.
+    last_norms: gain of the norms whose outputs meet in the class logits; less than 1 keeps logits small.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -89,7 +89,7 @@ def randomise(model: nn.Module, seed: int = 0, last_norms: float = 1.0) -> nn.Mo
             value = -1.5 + 0.5 * noise
         elif parameter.ndim < 2:
             value = 0.1 * noise
-        elif "embed" in name and "patch" not in name and "bbox" not in name or "bias_table" in name:
+        elif "bias_table" in name or ("embed" in name and "patch" not in name and "bbox" not in name):
             value = 0.6 * noise
         else:
             value = noise / parameter[0].numel() ** 0.5
@@ -164,7 +164,7 @@ def make_batch(
     for lengths in phrases:
         ids = [101]
         for length in lengths:
-            ids += torch.randint(200, 1000, (length,), generator=generator).tolist() + [1012]
+            ids += [*torch.randint(200, 1000, (length,), generator=generator).tolist(), 1012]
         prompts.append([*ids, 102])
     longest = max(map(len, prompts))
     input_ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts])

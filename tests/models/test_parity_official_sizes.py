@@ -15,7 +15,7 @@ from groundingml.models.grounding_dino import GroundingDinoConfig
 @torch.no_grad()
 def test_outputs_equal_transformers(reference_pair, batch_of, family):
     config = getattr(GroundingDinoConfig, family)()
-    # Dot products over 256 channels would reach hundreds with unit norms; MM-Grounding-DINO divides them by 16.
+    # Dot products over 256 channels would reach hundreds; MM-Grounding-DINO divides them by 16.
     pair = reference_pair(config, seed=len(family), last_norms=0.3 if config.class_scale == 1.0 else 0.9)
     batch = batch_of([(227, 290)], [[1, 2, 1, 3]])
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

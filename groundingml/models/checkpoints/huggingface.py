@@ -1,7 +1,8 @@
-"""The Hugging Face layout: model types "grounding-dino" and "mm-grounding-dino" (LLMDet is the latter), both ways.
+"""The Hugging Face layout, both ways: model types "grounding-dino" and "mm-grounding-dino" (also LLMDet).
 
-Names are those of the files on the hub. transformers itself names Swin's parameters otherwise while a model is in
-memory; those names are read too, so that `torch.save(model.state_dict())` of a transformers model can be loaded.
+Names are those of the files on the hub. transformers itself names Swin's parameters otherwise while a model
+is in memory; those names are read too, so that `torch.save(model.state_dict())` of a transformers model can
+be loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ NAMES = {
     f"{_SWIN}.embeddings.norm.*": "backbone.patch_norm.*",
     f"{_BLOCK}.layernorm_before.*": f"{_OUR_BLOCK}.norm1.*",
     f"{_BLOCK}.attention.self.qkv.*": f"{_OUR_BLOCK}.attention.qkv.*",
-    f"{_BLOCK}.attention.self.relative_position_bias_table": f"{_OUR_BLOCK}.attention.relative_position_bias_table",
+    f"{_BLOCK}.attention.self.relative_position_bias_table": (
+        f"{_OUR_BLOCK}.attention.relative_position_bias_table"
+    ),
     f"{_BLOCK}.attention.output.dense.*": f"{_OUR_BLOCK}.attention.projection.*",
     f"{_BLOCK}.layernorm_after.*": f"{_OUR_BLOCK}.norm2.*",
     f"{_BLOCK}.intermediate.dense.*": f"{_OUR_BLOCK}.mlp.fc1.*",
@@ -128,7 +131,7 @@ _PARTS = ("query", "key", "value")
 
 
 def from_huggingface_names(weights: Mapping[str, Tensor], config: GroundingDinoConfig) -> dict[str, Tensor]:
-    """Parameters under our names. Redundant ones are dropped; unknown ones keep their name, for the loader to report."""
+    """Parameters under our names. Redundant ones are dropped, unknown ones keep their name to be reported."""
     dropped = list(_REDUNDANT)
     if config.share_box_head:
         dropped.append(r"bbox_embed\.[1-9][0-9]*\..*")
@@ -234,9 +237,9 @@ def config_from_huggingface(values: Mapping[str, Any]) -> GroundingDinoConfig:
 
 
 def config_to_huggingface(config: GroundingDinoConfig) -> dict[str, Any]:
-    """The dict of a `config.json` that transformers reads. What transformers has no field for is under "groundingml".
+    """The dict of a `config.json` for transformers; what it has no field for is under "groundingml".
 
-    Dropout is written as 0, which is what the official models were trained with (transformers' default is 0.1).
+    Dropout is written as 0: so were the official models trained (transformers' default is 0.1).
 
     Raises:
         ValueError: a model that transformers has no class for.
@@ -331,8 +334,14 @@ _ARCHITECTURES = {
     "mm-grounding-dino": "MMGroundingDinoForObjectDetection",
 }
 _OUR_FIELDS = (
-    "decoder_eps", "head_eps", "image_size", "image_mean", "image_std", "score_aggregation", "default_threshold",
-)  # fmt: skip
+    "decoder_eps",
+    "head_eps",
+    "image_size",
+    "image_mean",
+    "image_std",
+    "score_aggregation",
+    "default_threshold",
+)
 
 
 def _swin_from_huggingface(values: Mapping[str, Any]) -> SwinConfig:

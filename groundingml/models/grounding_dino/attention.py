@@ -1,4 +1,4 @@
-"""Layers that the enhancer and the decoder share: multi-head and deformable attention, and the feed-forward block."""
+"""What enhancer and decoder share: multi-head attention, deformable attention, the feed-forward block."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class MultiHeadAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """query (B, Q, C), key and value (B, K, C), mask broadcastable to (B, 1, Q, K), True = may attend -> (B, Q, C)."""
+        """query (B, Q, C), key and value (B, K, C) -> (B, Q, C).
+
+        mask: broadcastable to (B, 1, Q, K), True = may attend; None means everywhere.
+        """
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.query, query), (self.key, key), (self.value, value))
@@ -37,7 +40,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (arXiv:2010.04159): each query samples a few points around its reference."""
+    """Multi-scale deformable attention (arXiv:2010.04159): a query samples points near its reference."""
 
     def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Begin with each head looking in its own direction, each point one step further, all weights equal."""
+        """Each head begins by looking in its own direction, each point a step further, with equal weights."""
         angles = torch.arange(self.heads, dtype=torch.float32) * (2.0 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)

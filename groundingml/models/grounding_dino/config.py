@@ -44,7 +44,7 @@ class GroundingDinoConfig:
     """
 
     family: str = "grounding-dino"
-    """"grounding-dino", "mm-grounding-dino" (also LLMDet) or "nano": the layout that a checkpoint is saved in."""
+    """"grounding-dino", "mm-grounding-dino" (also LLMDet) or "nano": its checkpoint's layout."""
 
     backbone: SwinConfig | NanoDetConfig = SWIN_TINY
     text_config: dict[str, Any] = field(default_factory=lambda: dict(BERT_BASE))
@@ -53,7 +53,7 @@ class GroundingDinoConfig:
     d_model: int = 256
     """C, the width of image tokens, text tokens and queries."""
     num_levels: int = 4
-    """Feature levels; those that the backbone does not give are made from its last map by strided convolutions."""
+    """Feature levels; strided convolutions make those that the backbone does not give."""
     num_queries: int = 900
     """Q, at most: an image of fewer tokens has as many queries as tokens."""
     encoder_layers: int = 6
@@ -85,30 +85,32 @@ class GroundingDinoConfig:
     class_bias: bool = False
     """A learned constant added to class logits, one for the encoder and one for each decoder layer."""
     class_projection: bool = False
-    """A linear layer on the queries before that product, begun with zero: for logits that refine the proposals'."""
+    """A linear layer on the queries before that product, begun with zero, to refine the proposals' logits."""
     share_class_head: bool = True
     """All decoder layers share one class head (without `class_bias` there is nothing to share)."""
     share_box_head: bool = True
     """All decoder layers share one box head; the encoder has its own in any case."""
     decoder_eps: float = 1e-3
-    """Least distance of a reference coordinate from 0 and 1 when the decoder refines it (see `inverse_sigmoid`)."""
+    """Where `inverse_sigmoid` stops when the decoder refines a reference."""
     head_eps: float = 1e-3
     """The same where the head adds its change to the reference. transformers uses 1e-5 for both."""
 
     proposals: str = "two_stage"
-    """"two_stage" (a box for every image token) or "dense" (a detector's text-aligned head, see `dense_proposals`)."""
+    """"two_stage" (a box for every image token) or "dense" (a text-aligned head, see `dense_proposals`)."""
+    known_names: int = 0
+    """How many names the memory of dense proposals holds (see `dense_proposals.NameMemory`)."""
     query_content: str = "learned"
     """"learned" (an embedding for each rank) or "proposals" (the features of the selected proposal)."""
 
     max_text_len: int = 256
     """Columns of the class logits, and the most tokens that a prompt may have."""
     text_sees_cls: bool = False
-    """Phrases also attend to [CLS], as in the sentence encoders that would collapse without it; positions begin at 1."""
+    """Phrases also attend to [CLS] and positions begin at 1: sentence encoders collapse without it."""
     delimiter_token_ids: tuple[int, ...] = (101, 102, 1012, 1029)
     """Tokens that end a phrase: [CLS], [SEP], "." and "?" of BERT's uncased vocabulary."""
 
     image_size: tuple[int, int] = (800, 1333)
-    """Images are scaled so that the short side has the first size, unless the long side would exceed the second."""
+    """The short side is scaled to the first size, or less where the long side would exceed the second."""
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     score_aggregation: str = "max"
@@ -123,8 +125,8 @@ class GroundingDinoConfig:
         _check_choice("proposals", self.proposals, ("two_stage", "dense"))
         _check_choice("query_content", self.query_content, ("learned", "proposals"))
         _check_choice("score_aggregation", self.score_aggregation, ("max", "mean"))
-        for name, width in (("encoder_heads", "d_model"), ("decoder_heads", "d_model"), ("text_heads", "d_model"),
-                            ("group_norm_groups", "d_model"), ("fusion_heads", "fusion_dim")):  # fmt: skip
+        for name in ("encoder_heads", "decoder_heads", "text_heads", "group_norm_groups", "fusion_heads"):
+            width = "fusion_dim" if name == "fusion_heads" else "d_model"
             if getattr(self, width) % getattr(self, name):
                 raise ValueError(
                     f"{width}={getattr(self, width)} is not a multiple of {name}={getattr(self, name)}"

@@ -1,4 +1,4 @@
-"""The cross-modality decoder: queries look at each other, at the text and at the image, and refine their boxes."""
+"""The cross-modality decoder: queries look at each other, the text and the image, and refine their boxes."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Decoder(nn.Module):
             self_attention_mask: (Q, Q) True where a row may attend to a column; None means everywhere.
 
         Returns:
-            For each layer its normed output (B, Q, C), and the references (B, Q, 4) that it began with. These carry
-            gradients to the layer before, which the layer itself does not see.
+            For each layer its normed output (B, Q, C), and the references (B, Q, 4) that it began with. These
+            carry gradients to the layer before, which the layer itself does not see.
         """
         outputs: list[Tensor] = []
         begun_with = [references]
@@ -103,7 +103,7 @@ class DecoderLayer(nn.Module):
         text_mask: Tensor,
         self_attention_mask: Tensor | None,
     ) -> Tensor:
-        """queries and positions (B, Q, C), references (B, Q, L, 4); the rest as in `Decoder.forward` -> (B, Q, C)."""
+        """queries and positions (B, Q, C), references (B, Q, L, 4), the rest as above -> (B, Q, C)."""
         x = queries
         located = x + positions
         x = self.self_attention_norm(x + self.self_attention(located, located, x, self_attention_mask))

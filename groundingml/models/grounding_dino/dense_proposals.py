@@ -1,9 +1,9 @@
 """Proposals of a dense detector whose classes are text: what gives a small model something to begin with.
 
 Where two-stage proposals learn boxes and text alignment from nothing, these read the maps of a backbone that was
-trained as a detector (NanoDet). Its box head is kept; the rows of its classifier are replaced by a linear function
-of a phrase's vector, which `recipes/nano` fits in closed form, so that "cat" gives about the row of the class cat.
-What the enhancer and the decoder learn is added to these logits and boxes, beginning with zero.
+trained as a detector (NanoDet) and keep its head. A phrase is tied to the detector's classes by the names that
+they are known under: `recipes/nano` puts the vectors of these names, as the text encoder gives them, into a
+memory. What the enhancer and the decoder learn is added to these logits and boxes, beginning with zero.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from groundingml.models.nanodet import NanoDetConfig, NanoDetHead
 # Finite stand-ins for "no": a logit that no sum of residuals lifts, and what a cell that is no peak loses.
 _IMPOSSIBLE = -100.0
 _NOT_A_PEAK = 10.0
+# Of a phrase that no class answers to: low, but within reach of what the heads may learn to add.
+_LEAST_PROBABILITY = 1e-3
 
 
 class DenseProposals(nn.Module):
     """Text-aligned logits and boxes at every cell of a detector's maps; of neighbouring cells only the peak counts.
 
-    The peak filter stands for non-maximum suppression: a cell is kept where no cell of the 3x3 around it in its level
-    has a higher best score.
+    The peak filter stands for non-maximum suppression: a cell is kept where no cell of the 3x3 around it in its
+    level has a higher best score.
 
     Raises:
         ValueError: a config whose backbone is no NanoDet, or that adds levels to the backbone's.
@@ -44,12 +46,8 @@ class DenseProposals(nn.Module):
                 f'proposals="dense" need num_levels={len(backbone.strides)}, the levels of the backbone; '
                 f"got {config.num_levels}"
             )
-        self.detector = NanoDetHead(backbone, classes=False)
-        text_width = config.text_config["hidden_size"]
-        self.class_rows = nn.ModuleList(
-            nn.Linear(text_width, backbone.channels + 1) for _ in backbone.strides
-        )
-        """For each level, a phrase's vector -> a row of the classifier and its bias."""
+        self.detector = NanoDetHead(backbone)
+        self.names = NameMemory(config.known_names, config.text_config["hidden_size"], backbone.num_classes)
         self.projection = nn.Linear(config.d_model, config.d_model)
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.class_head = ClassHead(config)
@@ -65,19 +63,17 @@ class DenseProposals(nn.Module):
     ) -> Proposals:
         """The arguments are those of `TwoStageProposals.forward`."""
         phrases, is_word = phrase_vectors(text_features.hidden, text_features.block_mask)
-        logits = torch.cat(
-            [
-                _class_logits(feature_map, rows(phrases))
-                for feature_map, rows in zip(image.feature_maps, self.class_rows, strict=True)
-            ],
-            dim=1,
-        )
+        known = self.detector.class_logits(image.feature_maps).sigmoid()  # (B, S, classes)
+        scores = (known @ self.names(phrases).transpose(1, 2)).clamp(max=1.0)
+        logits = torch.logit(_LEAST_PROBABILITY + (1 - 2 * _LEAST_PROBABILITY) * scores)
         features = self.norm(self.projection(memory))
-        change = self.class_head(features, text, text_features.mask)
+        logits = logits + self.class_head(features, text, text_features.mask).masked_fill(
+            ~text_features.mask.unsqueeze(1), 0.0
+        )
         possible = (is_word & text_features.mask).unsqueeze(1)
         if memory_mask is not None:
             possible = possible & memory_mask.unsqueeze(-1)
-        logits = (logits + change).masked_fill(~possible, _IMPOSSIBLE)
+        logits = logits.masked_fill(~possible, _IMPOSSIBLE)
 
         best = logits.detach().amax(dim=-1)
         penalty = _NOT_A_PEAK * (~peaks(best, image.spatial_shapes)).to(best.dtype)
@@ -96,6 +92,47 @@ class DenseProposals(nn.Module):
         corners = self.detector.boxes_xyxy(image.feature_maps) / image.sizes.repeat(1, 2).unsqueeze(1)
         low, high = corners.clamp(0.0, 1.0).chunk(2, dim=-1)
         return torch.logit(torch.cat([(low + high) / 2, high - low], dim=-1), eps=1e-4)
+
+
+class NameMemory(nn.Module):
+    """Which of a detector's classes a phrase means, by its likeness to the names that are known.
+
+    A phrase means the class of the most similar name, and to a lesser degree any class whose names are nearly as
+    similar ("animal"); if no name is similar, or a name of something that the detector does not know is more similar,
+    it means none of them. On names kept out of the fit this does twice as well as a linear map from phrase
+    vectors to rows of the classifier, and gives known names exactly their class.
+    """
+
+    SHARPNESS = 0.05
+    """Difference of cosine similarity over which an affinity falls by a factor e."""
+    LEAST_SIMILARITY = 0.42
+    """Cosine similarity of the best name at which a phrase is as well unknown as known."""
+
+    centre: Tensor
+    names: Tensor
+    classes: Tensor
+
+    def __init__(self, names: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("names", torch.zeros(names, width))
+        self.register_buffer("classes", torch.full((names,), num_classes))
+
+    def fill(self, vectors: Tensor, classes: Tensor) -> None:
+        """Remember phrase vectors (N, H) of the classes (N,); class `num_classes` is "something else"."""
+        self.centre.copy_(vectors[classes < self.num_classes].mean(dim=0))
+        self.names.copy_(F.normalize(vectors - self.centre, dim=-1))
+        self.classes.copy_(classes)
+
+    def forward(self, phrases: Tensor) -> Tensor:
+        """Phrase vectors (B, T, H) of length 1 -> affinities to the classes (B, T, num_classes), in 0..1."""
+        similarity = F.normalize(phrases - self.centre, dim=-1) @ self.names.T
+        of_class = similarity.new_full((*similarity.shape[:2], self.num_classes + 1), -1.0)
+        of_class = of_class.scatter_reduce(2, self.classes.expand_as(similarity), similarity, "amax")
+        best = of_class.amax(dim=-1, keepdim=True)
+        relative = ((of_class[..., :-1] - best) / self.SHARPNESS).exp()
+        return relative * ((best - self.LEAST_SIMILARITY) / self.SHARPNESS).sigmoid()
 
 
 def phrase_vectors(hidden: Tensor, block_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,9 +161,3 @@ def peaks(scores: Tensor, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor
         grid = level.view(-1, 1, height, width)
         levels.append((grid >= F.max_pool2d(grid, kernel_size=3, stride=1, padding=1)).flatten(1))
     return torch.cat(levels, dim=1)
-
-
-def _class_logits(feature_map: Tensor, rows: Tensor) -> Tensor:
-    """A map (B, C, H, W) and rows with their bias (B, T, C + 1) -> logits (B, H * W, T)."""
-    weight, bias = rows[..., :-1], rows[..., -1]
-    return (weight @ feature_map.flatten(2)).transpose(1, 2) + bias.unsqueeze(1)

@@ -1,7 +1,7 @@
 """The feature enhancer: image tokens and text tokens are refined together, layer by layer.
 
-Each layer lets image and text look at each other (fusion), then the text at itself within its phrases, then the
-image at itself by deformable attention.
+Each layer lets image and text look at each other (fusion), then the text at itself within its phrases, then
+the image at itself by deformable attention.
 """
 
 from __future__ import annotations
@@ -65,14 +65,17 @@ class EnhancerLayer(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Image tokens attend to text and text to image through one shared matrix of scores (GLIP, arXiv:2112.03857).
+    """Image and text attend to each other through one shared matrix of scores (GLIP, arXiv:2112.03857).
 
     The residual is added to the NORMED input, as in the original.
 
-    There are thousands of image tokens and few text tokens, so nothing is projected on the image side. With q = Wq x,
-    a score q . k equals x . (Wq^T k); the sum over p v of projected values, projected again, equals the sum over
-    p (Wo v); and the image is pooled for the text before its projection Wv, not after. This is the same algebra,
-    a tenth of the work for a short prompt.
+    There are thousands of image tokens and few text tokens, so nothing is projected on the image side:
+
+    - with q = Wq x, a score q . k is x . (Wq^T k);
+    - with weights p, Wo applied to the sum of p v is the sum of p (Wo v);
+    - the image is pooled for the text before its projection Wv, not after.
+
+    This is the same algebra, and a tenth of the work for a short prompt.
     """
 
     def __init__(self, config: GroundingDinoConfig) -> None:
@@ -102,11 +105,15 @@ class FusionLayer(nn.Module):
         image, text = self.image_norm(image), self.text_norm(text)
         scores = bounded(self._scores(image, text))
 
-        to_text = scores.unflatten(-1, (self.heads, -1)).masked_fill(~text_mask[:, None, None, :], float("-inf"))
+        to_text = scores.unflatten(-1, (self.heads, -1)).masked_fill(
+            ~text_mask[:, None, None, :], float("-inf")
+        )
         to_text = to_text.softmax(dim=-1).flatten(2)  # (B, S, M * T)
         image_change = to_text @ self._values_for_image(text)
 
-        to_image = scores if image_mask is None else scores.masked_fill(~image_mask.unsqueeze(-1), float("-inf"))
+        to_image = (
+            scores if image_mask is None else scores.masked_fill(~image_mask.unsqueeze(-1), float("-inf"))
+        )
         pooled = to_image.softmax(dim=1).transpose(1, 2) @ image  # (B, M * T, C)
         text_change = self.text_scale * self.text_output(self._project_pooled(pooled))
 
@@ -144,8 +151,9 @@ class FusionLayer(nn.Module):
 def bounded(scores: Tensor) -> Tensor:
     """Scores (B, ...) not more than 50000 below the highest of their sample.
 
-    The original subtracts the maximum and clamps to -50000; a softmax does not see the shift. There the maximum is
-    that of the whole batch, here of the sample, so that a result does not depend on the rest of its batch.
+    The original subtracts the maximum and clamps to -50000; a softmax does not see the shift. There the
+    maximum is that of the whole batch, here of the sample, so that a result does not depend on the rest of
+    its batch.
     """
     highest = scores.amax(dim=tuple(range(1, scores.ndim)), keepdim=True)
     return scores.clamp(min=highest - 50000.0)
@@ -183,7 +191,7 @@ class DeformableLayer(nn.Module):
     def forward(
         self, image: Tensor, positions: Tensor, references: Tensor, mask: Tensor | None, shapes: SpatialShapes
     ) -> Tensor:
-        """image and positions (B, S, C), references (B, S, L, 2), mask (B, S) True where there is image -> (B, S, C)."""
+        """image and positions (B, S, C), references (B, S, L, 2), mask (B, S) True in the image."""
         image = self.attention_norm(
             image + self.attention(image + positions, references, image, mask, shapes)
         )

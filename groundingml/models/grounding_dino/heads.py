@@ -32,8 +32,8 @@ class BoxHead(Mlp):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 4, layers=3)
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
 class ClassHead(nn.Module):

@@ -1,4 +1,4 @@
-"""Grounding DINO (arXiv:2303.05499), MM-Grounding-DINO (arXiv:2401.02361), LLMDet (arXiv:2501.18954), as one network.
+"""One network: Grounding DINO (arXiv:2303.05499), MM-Grounding-DINO (2401.02361), LLMDet (2501.18954).
 
     image -> backbone -> projections  \\
                                         enhancer -> proposals -> top-k queries -> decoder -> logits and boxes
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
 from pathlib import Path
 
 import torch
@@ -88,7 +87,8 @@ class GroundingDino(nn.Module):
         """Everything that depends on the images alone; run it once for any number of prompts.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised with the config's mean and deviation, padded on the right and below.
+            pixel_values: (B, 3, H, W) normalised with the config's mean and deviation, padded right and down.
+                How much padding there is matters a little: Swin and GroupNorm see it, as in the original.
             pixel_mask: (B, H, W) bool, True where there is image; None when nothing is padded.
         """
         _check_images(pixel_values, pixel_mask)
@@ -103,12 +103,12 @@ class GroundingDino(nn.Module):
         return self.encode_maps(self.backbone(pixel_values), pixel_mask)
 
     def encode_maps(self, maps: Sequence[Tensor], pixel_mask: Tensor | None = None) -> ImageFeatures:
-        """`encode_image` from the backbone's maps (B, C_l, H_l, W_l), for training with a frozen, cached backbone."""
+        """`encode_image` from the backbone's maps (B, C_l, H_l, W_l), for training with cached ones."""
         if pixel_mask is not None and isinstance(self.backbone, NanoDet):
             pixel_mask = _pad_mask(pixel_mask, self.backbone.covered_size(maps))
         projected = [projection(x) for projection, x in zip(self.input_projections, maps, strict=False)]
         for projection in self.input_projections[len(maps) :]:
-            # The first extra level comes from the backbone's last map itself, the others from the level before.
+            # The first extra level comes from the backbone's last map, the others from the level before.
             projected.append(projection(maps[-1] if len(projected) == len(maps) else projected[-1]))
 
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in projected)
@@ -135,7 +135,7 @@ class GroundingDino(nn.Module):
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> TextFeatures:
-        """Everything that depends on the prompts alone; may be cached. All arguments are (B, T), from the tokenizer.
+        """Everything that depends on the prompts alone; may be cached. All arguments are (B, T).
 
         End each prompt with ".": see `text` for why.
         """
@@ -145,11 +145,11 @@ class GroundingDino(nn.Module):
     def ground(
         self, image: ImageFeatures, text: TextFeatures, topk_indices: Tensor | None = None
     ) -> GroundingDinoOutput:
-        """Find in each image what the prompt of the same row names. One image or one prompt serves all rows of the other.
+        """Find in each image what the prompt of the same row names. One image or prompt serves all rows.
 
         Args:
             image, text: what `encode_image` and `encode_text` returned.
-            topk_indices: (B, Q) image tokens to take as queries in place of the best ones, to compare two models.
+            topk_indices: (B, Q) image tokens to take as queries instead of the best ones (for comparisons).
         """
         image, text = _match_batches(image, text)
         memory, text_tokens, proposals, topk_indices = self._propose(image, text, topk_indices)
@@ -179,8 +179,8 @@ class GroundingDino(nn.Module):
     ) -> TrainingOutput:
         """The outputs of all layers, for the losses (as in mmdetection's MM-Grounding-DINO).
 
-        References enter the decoder layers without gradient, but the boxes of a layer are computed from a reference
-        that carries the gradient of the layer before ("look forward twice", arXiv:2203.03605).
+        References enter the decoder layers without gradient, but the boxes of a layer are computed from a
+        reference that carries the gradient of the layer before ("look forward twice", arXiv:2203.03605).
         """
         image = self.encode_image(pixel_values, pixel_mask)
         text = self.encode_text(input_ids, attention_mask, token_type_ids)
@@ -231,7 +231,7 @@ class GroundingDino(nn.Module):
         self.decoder.gradient_checkpointing = enabled
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model to a folder that `load_model` reads: Hugging Face's layout, or our own for a `nano` model."""
+        """Write what `load_model` reads: Hugging Face's layout, or our own for a `nano` model."""
         # Imported here because checkpoints know the network, not the other way round.
         from groundingml.models.checkpoints.save import save_pretrained
 
@@ -248,7 +248,7 @@ class GroundingDino(nn.Module):
         return memory, text_tokens, proposals, topk_indices
 
     def _query_content(self, proposals: Proposals, topk_indices: Tensor) -> Tensor:
-        """(B, Q, C): learned by rank, or what was seen at the selected tokens (without gradient, as in Deformable-DETR)."""
+        """(B, Q, C): learned by rank, or the selected tokens' (without gradient, as in Deformable-DETR)."""
         if self.query_embedding is None:
             return gather_tokens(proposals.features, topk_indices).detach()
         batch, count = topk_indices.shape
@@ -291,7 +291,7 @@ class InputProjection(nn.Module):
 
 
 def _is_all_true(mask: Tensor) -> bool:
-    """Whether a mask can be left out. Asked only where the answer is at hand: on a GPU it would stall the queue."""
+    """Whether a mask can be left out. Not asked on a GPU, where the answer would stall the queue."""
     if mask.is_cuda or torch.compiler.is_compiling():
         return False
     return bool(mask.all())
@@ -324,5 +324,6 @@ def _match_batches(image: ImageFeatures, text: TextFeatures) -> tuple[ImageFeatu
     if text.batch_size == 1:
         return image, text.expand(image.batch_size)
     raise ValueError(
-        f"{image.batch_size} images and {text.batch_size} prompts: give as many of one as of the other, or only one"
+        f"{image.batch_size} images and {text.batch_size} prompts: "
+        "give as many of one as of the other, or only one"
     )

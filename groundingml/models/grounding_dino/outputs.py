@@ -1,14 +1,14 @@
 """What the network takes and returns.
 
-Letters of the shapes: B batch, Q queries, N denoising queries, C channels, H hidden size of BERT, L feature levels,
-S flattened image tokens, T text tokens.
+Letters of the shapes: B batch, Q queries, N denoising queries, C channels, H hidden size of BERT, L feature
+levels, S flattened image tokens, T text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class ImageFeatures:
     sizes: Tensor | None = None
     """(B, 2) width and height in pixels of the images without padding; kept only with `feature_maps`."""
     feature_maps: tuple[Tensor, ...] = ()
-    """The backbone's maps (B, C_l, H_l, W_l); kept only for proposals that read them (`proposals="dense"`)."""
+    """The backbone's maps (B, C_l, H_l, W_l); kept only for `proposals="dense"`, which read them."""
 
     @property
     def batch_size(self) -> int:
@@ -56,7 +56,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What `encode_text` makes of a batch of prompts: all that does not depend on the image; may be cached per prompt."""
+    """What `encode_text` makes of a batch of prompts: all that does not depend on the image."""
 
     tokens: Tensor
     """(B, T, C) BERT's output projected to the width of the image tokens."""
@@ -97,7 +97,7 @@ class Proposals:
     features: Tensor
     """(B, S, C) content for queries when the config says `query_content="proposals"`."""
     residual_logits: Tensor | None = None
-    """(B, S, T) finite logits; a query adds those of the token it came from to its class logits in every decoder layer."""
+    """(B, S, T) finite; those of the token that a query came from are added to its logits in every layer."""
     selection_scores: Tensor | None = None
     """(B, S) what top-k sorts by; None means the highest of a token's `logits`."""
 
@@ -116,7 +116,7 @@ class GroundingDinoOutput:
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Noised ground truth that the decoder learns to restore (arXiv:2203.03605); built by `groundingml.training`."""
+    """Noised ground truth that the decoder learns to restore (arXiv:2203.03605)."""
 
     content: Tensor
     """(B, N, C)."""
@@ -133,7 +133,7 @@ class TrainingOutput:
     decoder_logits: Tensor
     """(layers, B, N + Q, max_text_len), -inf past the text."""
     decoder_boxes_cxcywh: Tensor
-    """(layers, B, N + Q, 4); gradients reach the layer before through the reference ("look forward twice")."""
+    """(layers, B, N + Q, 4); gradients reach the layer before through the reference (look forward twice)."""
     encoder_logits: Tensor
     """(B, Q, max_text_len) of the selected proposals, -inf past the text."""
     encoder_boxes_cxcywh: Tensor
@@ -142,13 +142,14 @@ class TrainingOutput:
     """(B, Q)."""
 
 
-def _selector(indices: Sequence[int] | Tensor, device: torch.device):  # type: ignore[no-untyped-def]
+def _selector(indices: Sequence[int] | Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:
     index = torch.as_tensor(indices, dtype=torch.long, device=device)
     return lambda tensor: tensor.index_select(0, index)
 
 
-def _map_tensors(features: _Features, function) -> _Features:  # type: ignore[no-untyped-def]
-    changes: dict[str, object] = {}
+def _map_tensors(features: _Features, function: Callable[[Tensor], Tensor]) -> _Features:
+    """A copy with every tensor replaced by the function of it."""
+    changes: dict[str, Any] = {}
     for field in fields(features):
         value = getattr(features, field.name)
         if isinstance(value, Tensor):

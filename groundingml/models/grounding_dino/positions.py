@@ -15,7 +15,7 @@ SpatialShapes = Sequence[tuple[int, int]]
 
 
 def sine_embedding(coordinates: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
-    """Each coordinate x (...) -> (..., features): sin and cos of 2 pi x over a geometric series of periods, interleaved."""
+    """Each x (...) -> (..., features): sin and cos of 2 pi x / period, over a geometric series of periods."""
     index = torch.arange(features, dtype=torch.float32, device=coordinates.device)
     periods = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
     angles = coordinates.float().unsqueeze(-1) * (2 * math.pi) / periods
@@ -23,13 +23,13 @@ def sine_embedding(coordinates: Tensor, features: int, temperature: float = 1000
 
 
 def box_embedding(boxes_cxcywh: Tensor, features: int) -> Tensor:
-    """Boxes (..., 4) -> (..., 4 * features), in the order y, x, width, height that the published weights expect."""
+    """Boxes (..., 4) -> (..., 4 * features), in the order y, x, width, height of the published weights."""
     embedding = sine_embedding(boxes_cxcywh, features)
     return torch.cat([embedding[..., i, :] for i in (1, 0, 2, 3)], dim=-1)
 
 
 def image_embedding(mask: Tensor, channels: int, temperature: float) -> Tensor:
-    """Real-pixel mask (B, H, W) of a level -> (B, H * W, channels), first y then x, over the valid area in 0..1."""
+    """A level's mask (B, H, W) -> (B, H * W, channels): first y, then x, from 0 to 1 over the valid area."""
     rows = mask.cumsum(1, dtype=torch.float32)
     columns = mask.cumsum(2, dtype=torch.float32)
     eps = 1e-6

@@ -1,4 +1,4 @@
-"""Language-guided query selection: every image token proposes a box; those that fit the text best become queries."""
+"""Language-guided query selection: every image token proposes a box, the best fits become queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from groundingml.models.grounding_dino.outputs import ImageFeatures, Proposals, 
 
 
 class TwoStageProposals(nn.Module):
-    """Boxes around every cell, sized by its level, corrected by a head (two-stage Deformable-DETR, arXiv:2010.04159)."""
+    """A box around every cell, sized by its level, corrected by a head (two-stage of arXiv:2010.04159)."""
 
     def __init__(self, config: GroundingDinoConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TwoStageProposals(nn.Module):
 
 
 def cell_boxes(image: ImageFeatures) -> tuple[Tensor, Tensor]:
-    """A square of side 0.05 * 2^level around each cell's centre, (B, S, 4) cxcywh, and (B, S) whether it is usable.
+    """Squares of side 0.05 * 2^level around the cells' centres, (B, S, 4) cxcywh, and if usable, (B, S).
 
     Usable means that all four numbers lie between 0.01 and 0.99.
     """

@@ -1,10 +1,10 @@
 """The text side: BERT over a prompt whose phrases do not see each other.
 
-"cat . remote control ." is one sequence for speed, but each phrase is encoded as if it were alone: tokens attend
-only within their phrase (a block), and position ids start again at 0 in each. A delimiter ends the block it
-belongs to. Tokens after the last delimiter but [SEP] form a block with [SEP] only if something (padding) follows
-it, a quirk of the original that published weights do not depend on: end every prompt with a ".", and the result
-for a prompt is the same alone and in a padded batch.
+"cat . remote control ." is one sequence for speed, but each phrase is encoded as if it were alone: tokens
+attend only within their phrase (a block), and position ids start again at 0 in each. A delimiter ends the
+block it belongs to. Tokens after the last delimiter but [SEP] form a block with [SEP] only if something
+(padding) follows it, a quirk of the original. End every prompt with a ".", and its result is the same alone
+and in a padded batch.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TextEncoder(nn.Module):
 
 
 def build_bert(text_config: dict[str, Any]) -> nn.Module:
-    """transformers' BertModel of these sizes, with SDPA attention: the eager kind does not apply a 4-D boolean mask."""
+    """transformers' BertModel with SDPA attention: the eager kind does not apply a 4-D boolean mask."""
     # Imported here because transformers takes a second to import.
     from transformers import BertConfig, BertModel
 
@@ -94,8 +94,8 @@ def build_bert(text_config: dict[str, Any]) -> nn.Module:
 def phrase_blocks(input_ids: Tensor, delimiters: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Which tokens see each other, and each token's place in its phrase.
 
-    A token belongs to the first delimiter at or after it. Where that delimiter is the first or the very last token
-    of the row, or is missing, the token sees only itself and its position is 0.
+    A token belongs to the first delimiter at or after it. Where that delimiter is the first or the very last
+    token of the row, or is missing, the token sees only itself and its position is 0.
 
     Returns:
         (B, T, T) bool, True where two tokens share a block (always on the diagonal), and position ids (B, T).

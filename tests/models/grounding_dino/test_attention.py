@@ -40,7 +40,7 @@ def test_deformable_attention_ignores_padding():
 
 
 def test_deformable_attention_begins_by_looking_around():
-    """Each head looks in its own direction, each point a step further (the initialisation of Deformable-DETR)."""
+    """Each head looks in its own direction, each point a step further (as in Deformable-DETR)."""
     layer = DeformableAttention(8, 4, levels=2, points=3)
     offsets = layer.sampling_offsets.bias.view(4, 2, 3, 2)
     torch.testing.assert_close(offsets[0, 1], torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]))

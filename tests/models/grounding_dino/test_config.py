@@ -9,7 +9,7 @@ from groundingml.models.grounding_dino import GroundingDinoConfig
 from groundingml.models.nanodet import NanoDetConfig
 
 OFFICIAL = [
-    # name, Swin's width, depth of stage 3, heads, window, levels, own heads for each layer, eps of decoder and head
+    # name, Swin's width, depth of stage 3, heads, window; levels, heads for each layer, two eps
     ("grounding_dino_tiny", 96, 6, 3, 7, 4, False, (1e-3, 1e-3)),
     ("grounding_dino_base", 128, 18, 4, 12, 4, False, (1e-3, 1e-3)),
     ("mm_grounding_dino_tiny", 96, 6, 3, 7, 4, True, (1e-3, 1e-5)),

@@ -11,7 +11,7 @@ from groundingml.models.grounding_dino.enhancer import FusionLayer, TextLayer, b
 def fusion_as_published(
     layer: FusionLayer, image: Tensor, text: Tensor, image_mask: Tensor, text_mask: Tensor
 ):
-    """The original's computation, written out for one sample: project everything, shift, clamp, mask, softmax."""
+    """The original's computation for one sample: project everything, shift, clamp, mask, softmax."""
     image, text = layer.image_norm(image), layer.text_norm(text)
 
     def heads(x: Tensor) -> Tensor:
