@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BERT_POSITIONS = 512
+_SIZES = ("family", "d_model", "num_levels", "num_queries", "encoder_layers", "decoder_layers")
 
 
 def load_model(
@@ -153,28 +154,29 @@ def _file_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _likely_cause(config: GroundingDinoConfig, weights: Mapping[str, Tensor]) -> str:
-    if config.family == "grounding-dino" and any("class_embed" in name for name in weights):
+    if not config.class_bias and any("class_head" in name for name in weights):
         return (
             "\nThe config says Grounding DINO, but the class heads have a bias as in MM-Grounding-DINO and "
             "LLMDet. The first published LLMDet conversions (fushh7/llmdet_swin_*_hf) are like that and not "
             "supported: use llmdet-tiny, llmdet-base or llmdet-large"
         )
     try:
-        theirs = GroundingDinoConfig.from_dict(config_from_shapes(_file_names(weights)))
+        values = config_from_shapes(_file_names(weights), config.encoder_heads, config.decoder_heads)
+        file = GroundingDinoConfig.from_dict(values)
     except (CheckpointError, ValueError):
         return "\nThe file may hold a part of the model only (one shard of several, or a cut state dict)"
+    sizes = (
+        [
+            (f"backbone.{name}", vars(file.backbone)[name], value)
+            for name, value in vars(config.backbone).items()
+        ]
+        if type(config.backbone) is type(file.backbone)
+        else [("backbone", file.backbone, config.backbone)]
+    ) + [(name, getattr(file, name), getattr(config, name)) for name in _SIZES]
     differing = [
-        f"{name} is {getattr(theirs, name)} in the file and {getattr(config, name)} in the config"
-        for name in (
-            "family",
-            "backbone",
-            "d_model",
-            "num_levels",
-            "num_queries",
-            "encoder_layers",
-            "decoder_layers",
-        )
-        if getattr(theirs, name) != getattr(config, name)
+        f"{name} is {theirs} in the file, {ours} in the config"
+        for name, theirs, ours in sizes
+        if theirs != ours
     ]
     return f"\nThe config is of another model: {'; '.join(differing)}" if differing else ""
 

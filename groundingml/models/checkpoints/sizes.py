@@ -18,7 +18,9 @@ _SWIN = "model.backbone.conv_encoder.model"
 _TEXT = "model.text_backbone"
 
 
-def config_from_shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def config_from_shapes(
+    weights: Mapping[str, Tensor], encoder_heads: int = HEADS, decoder_heads: int = HEADS
+) -> dict[str, Any]:
     """The Hugging Face config of ``weights`` (names of the Hugging Face layout).
 
     What shapes do not show is as in every published model: 8 heads, BERT heads of width 64.
@@ -40,10 +42,10 @@ def config_from_shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "decoder_layers": _count(weights, r"model\.decoder\.layers\.(\d+)\..*"),
         "encoder_ffn_dim": _shape(weights, f"{image_layer}.fc1.weight")[0],
         "decoder_ffn_dim": _shape(weights, "model.decoder.layers.0.fc1.weight")[0],
-        "encoder_attention_heads": HEADS,
-        "decoder_attention_heads": HEADS,
-        "encoder_n_points": _points(weights, f"{image_layer}.self_attn", levels),
-        "decoder_n_points": _points(weights, "model.decoder.layers.0.encoder_attn", levels),
+        "encoder_attention_heads": encoder_heads,
+        "decoder_attention_heads": decoder_heads,
+        "encoder_n_points": _points(weights, f"{image_layer}.self_attn", levels, encoder_heads),
+        "decoder_n_points": _points(weights, "model.decoder.layers.0.encoder_attn", levels, decoder_heads),
         "decoder_bbox_embed_share": not class_bias and _heads_are_shared(weights),
         "decoder_cls_embed_share": False,
     }
@@ -97,12 +99,12 @@ def _heads_are_shared(weights: Mapping[str, Tensor]) -> bool:
     return True
 
 
-def _points(weights: Mapping[str, Tensor], attention: str, levels: int) -> int:
+def _points(weights: Mapping[str, Tensor], attention: str, levels: int, heads: int) -> int:
     rows = _shape(weights, f"{attention}.attention_weights.weight")[0]
-    points, rest = divmod(rows, HEADS * levels)
+    points, rest = divmod(rows, heads * levels)
     if rest:
         raise CheckpointError(
-            f"{attention} has {rows} attention weights, no multiple of {HEADS} heads x {levels} levels: "
+            f"{attention} has {rows} attention weights, no multiple of {heads} heads x {levels} levels: "
             "the model is not of the published kind, give its config"
         )
     return points

@@ -87,7 +87,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The weight file of a folder, or its shards; empty if there is none.
 
     Raises:
-        CheckpointError: several files of other names, so that one has to be named; or shards that are missing.
+        CheckpointError: several files of other names, one of which has to be named; or missing shards.
     """
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
