@@ -127,22 +127,15 @@ class NanoDet(nn.Module):
 class NanoDetHead(nn.Module):
     """NanoDet-g's last 1x1 convolutions, one for each level: class logits and a distribution for each side of a box."""
 
-    def __init__(self, config: NanoDetConfig, classes: bool = True) -> None:
-        """`classes=False` leaves the 80 fixed classes out (their place is taken by text) and keeps the boxes."""
+    def __init__(self, config: NanoDetConfig) -> None:
         super().__init__()
         self.config = config
         levels = len(config.strides)
         self.boxes = nn.ModuleList(nn.Linear(config.channels, 4 * config.box_bins) for _ in range(levels))
-        self.classes: nn.ModuleList | None = None
-        if classes:
-            self.classes = nn.ModuleList(
-                nn.Linear(config.channels, config.num_classes) for _ in range(levels)
-            )
+        self.classes = nn.ModuleList(nn.Linear(config.channels, config.num_classes) for _ in range(levels))
 
     def class_logits(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l) of all levels -> logits (B, S, num_classes) over the flattened levels."""
-        if self.classes is None:
-            raise RuntimeError("this NanoDetHead was built without its class branch (classes=False)")
         return torch.cat([layer(_flatten(x)) for layer, x in zip(self.classes, maps, strict=True)], dim=1)
 
     def boxes_xyxy(self, maps: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,6 @@ def load_nanodet(model_json: Path) -> tuple[NanoDet, NanoDetHead]:
         # NanoDet was trained on BGR.
         nanodet.stem.weight.copy_(nanodet.stem.weight.flip(1))
         # After the backbone and the laterals, the graph alternates a level's 3x3 tower and its last 1x1.
-        assert head.classes is not None
         for level, tower in enumerate(nanodet.towers):
             first = len(order) + 2 * level
             source = convolutions[f"convolution_{first}"]
