@@ -10,10 +10,11 @@ def main() -> None:
     try:
         from groundingml.cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "click"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich", "click"):
             raise
         sys.exit(
-            f"groundingml: the command line needs the package {error.name!r}, which is not installed. "
+            f"groundingml: the command line needs the package {package!r}, which is not installed. "
             "Install it with: pip install 'groundingml[cli]'"
         )
     app()

@@ -25,7 +25,7 @@ app = typer.Typer(
 
       groundingml detect photos/ --labels-file labels.txt --json > boxes.json
 
-      groundingml serve                  [dim]# the Label Studio ML backend on http://127.0.0.1:9090[/dim]
+      groundingml serve                  [dim]# the Label Studio ML backend[/dim]
 
       groundingml env                    [dim]# what a bug report needs[/dim]
     """,

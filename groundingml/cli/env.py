@@ -93,11 +93,11 @@ def _torch_facts(problems: list[dict[str, str]]) -> dict[str, Any]:
     devices = [{"name": "cpu", "about": f"{torch.get_num_threads()} threads"}]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(number)
-        capability = f"{about.major}.{about.minor}"
+        memory = f"{about.total_memory / 2**30:.0f} GiB"
         devices.append(
             {
                 "name": f"cuda:{number}",
-                "about": f"{about.name}, compute capability {capability}, {about.total_memory / 2**30:.0f} GiB",
+                "about": f"{about.name}, compute capability {about.major}.{about.minor}, {memory}",
             }
         )
     return {
