@@ -165,18 +165,12 @@ def _likely_cause(config: GroundingDinoConfig, weights: Mapping[str, Tensor]) ->
         file = GroundingDinoConfig.from_dict(values)
     except (CheckpointError, ValueError):
         return "\nThe file may hold a part of the model only (one shard of several, or a cut state dict)"
-    sizes = (
-        [
-            (f"backbone.{name}", vars(file.backbone)[name], value)
-            for name, value in vars(config.backbone).items()
-        ]
-        if type(config.backbone) is type(file.backbone)
-        else [("backbone", file.backbone, config.backbone)]
-    ) + [(name, getattr(file, name), getattr(config, name)) for name in _SIZES]
+    sizes = [(name, getattr(file, name), getattr(config, name)) for name in _SIZES]
+    if type(config.backbone) is type(file.backbone):
+        theirs, ours = vars(file.backbone), vars(config.backbone)
+        sizes += [(f"backbone.{name}", theirs[name], ours[name]) for name in ours]
     differing = [
-        f"{name} is {theirs} in the file, {ours} in the config"
-        for name, theirs, ours in sizes
-        if theirs != ours
+        f"{name} is {one} in the file, {other} in the config" for name, one, other in sizes if one != other
     ]
     return f"\nThe config is of another model: {'; '.join(differing)}" if differing else ""
 

@@ -36,8 +36,8 @@ def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = N
 
     Grounding DINO, MM-Grounding-DINO and LLMDet are written in the Hugging Face layout (config, weights,
     preprocessor, tokenizer), which transformers loads too and which loses nothing; models of the embedded
-    kind in our own compact one. The files are written beside `folder` and moved when all are complete: a crash
-    or a full disk leaves what was there.
+    kind in our own compact one. The files are written beside `folder` and moved when all are complete: a
+    crash or a full disk leaves what was there.
 
     Args:
         model: in any dtype, on any device; the weights keep their dtype.
