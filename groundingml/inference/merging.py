@@ -49,6 +49,7 @@ def keep_after_merge(
 
 
 def _labels_with_several_prompts(label_ids: Tensor, prompt_numbers: Tensor) -> list[int]:
-    pairs = torch.stack([label_ids, prompt_numbers]).unique(dim=1)  # type: ignore[no-untyped-call]
-    labels, counts = pairs[0].unique(return_counts=True)
-    return [int(label) for label in labels[counts > 1]]
+    prompts: dict[int, set[int]] = {}
+    for label, prompt in zip(label_ids.tolist(), prompt_numbers.tolist(), strict=True):
+        prompts.setdefault(label, set()).add(prompt)
+    return [label for label, found in prompts.items() if len(found) > 1]

@@ -232,3 +232,23 @@ def test_ctrl_c_ends_cleanly(small_model: Path, photos: Path, tmp_path: Path) ->
     for path in drawn:
         with Image.open(path) as picture:
             picture.load()
+
+
+def test_the_embedded_model_finds_the_cat(detect, photo_dir: Path) -> None:  # type: ignore[no-untyped-def]
+    """What the README shows first: no model named, nothing fetched."""
+    command = [
+        "detect",
+        str(photo_dir / "cat.jpg"),
+        "--labels",
+        "cat, remote control",
+        "--json",
+        "--device",
+        "cpu",
+    ]
+    report = json.loads(CliRunner().invoke(app, command).stdout)
+    assert report["model"] == "nano"
+    best = report["images"][0]["detections"][0]
+    assert best["label"] == "cat"
+    left, top, right, bottom = best["box_xyxy"]
+    assert right - left > 200, "the cat's face fills most of the 451 x 300 photo"
+    assert bottom - top > 200
