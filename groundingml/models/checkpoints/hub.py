@@ -7,7 +7,6 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -31,8 +30,8 @@ def model_folder(hub_id: str) -> Path:
         CheckpointError: it is neither in the cache nor can it be fetched; the message says how to.
     """
     for patterns in _PATTERNS:
-        cached = _cached_folder(hub_id, patterns)
-        if cached is not None:
+        cached = _local_snapshot(hub_id, patterns)
+        if cached is not None and _is_complete(cached):
             return cached
     for patterns in _PATTERNS:
         try:
@@ -54,28 +53,29 @@ def single_file(hub_id: str, file: str) -> Path:
     Raises:
         CheckpointError: it is neither in the cache nor can it be fetched.
     """
+    # snapshot_download, since hf_hub_download tries for half a minute where there is no network
+    cached = _local_snapshot(hub_id, [file])
+    if cached is not None and (cached / file).is_file():
+        return cached / file
+    command = f"hf download {hub_id} {file}"
     try:
-        return Path(huggingface_hub.hf_hub_download(hub_id, file, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: ask the hub
-    try:
-        return Path(huggingface_hub.hf_hub_download(hub_id, file))
+        folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[file]))
     except Exception as error:
-        raise _not_fetched(hub_id, f"hf download {hub_id} {file}", error) from error
+        raise _not_fetched(hub_id, command, error) from error
+    if not (folder / file).is_file():
+        raise _not_fetched(hub_id, command, FileNotFoundError(f"it brought no {file}"))
+    return folder / file
 
 
-def _cached_folder(hub_id: str, patterns: list[str]) -> Path | None:
+def _local_snapshot(hub_id: str, patterns: list[str]) -> Path | None:
+    """What the cache has of `hub_id`, complete or not."""
     try:
-        found = huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True)
-        folder = Path(found)
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError as error:
         partial = getattr(error, "snapshot_path", None)  # newer clients know that some files are absent
-        if partial is None:
-            return None
-        folder = Path(partial)
+        return None if partial is None else Path(partial)
     except HFValidationError as error:
         raise CheckpointError(f"{hub_id!r} cannot be a hub id: {error}") from error
-    return folder if _is_complete(folder) else None
 
 
 def _is_complete(folder: Path) -> bool:
@@ -95,8 +95,6 @@ def _not_fetched(hub_id: str, command: str, error: Exception) -> CheckpointError
         return CheckpointError(
             f"the hub has no model {hub_id!r}, or it is private; check the name, or `hf auth login`"
         )
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return CheckpointError(f"{hub_id} on the hub has no such file ({command})")
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CheckpointError(
         f"{hub_id} is not in the hub's cache ({constants.HF_HUB_CACHE}) and could not be downloaded: "

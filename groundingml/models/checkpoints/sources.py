@@ -34,6 +34,7 @@ HUB_IDS = {
 }
 EMBEDDED_MODELS = ("nano",)
 
+_WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[\w./-]+\.(?:pth|pt|bin|safetensors))")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
@@ -72,23 +73,30 @@ def resolve(source: str | Path) -> CheckpointFiles:
         return _in_folder(path, str(source))
     if path.is_file():
         return _single_file(path, str(source))
-    if isinstance(source, str):
-        if hub_file := _HUB_FILE.fullmatch(source):
-            return CheckpointFiles(source, (hub.single_file(hub_file["repo"], hub_file["file"]),))
-        if _HUB_ID.fullmatch(source) and path.suffix not in {".pth", ".pt", ".bin", ".safetensors"}:
-            return _hub_model(source)
+    if isinstance(source, str) and not path.is_absolute():
+        hub_file = _HUB_FILE.fullmatch(source)
+        try:
+            if hub_file:
+                return CheckpointFiles(source, (hub.single_file(hub_file["repo"], hub_file["file"]),))
+            if _HUB_ID.fullmatch(source) and path.suffix not in _WEIGHT_SUFFIXES:
+                return _hub_model(source)
+        except CheckpointError as error:
+            raise CheckpointError(f"{_nothing_here(source)}, and on the hub: {error}") from error
     raise CheckpointError(_unknown(str(source)))
 
 
+def _nothing_here(source: str) -> str:
+    return f"there is no folder or file {source!r} (looked from {Path.cwd()})"
+
+
 def _unknown(source: str) -> str:
+    if "/" in source or Path(source).suffix in _WEIGHT_SUFFIXES:
+        return _nothing_here(source)
     known = [*EMBEDDED_MODELS, *HUB_IDS]
     near = difflib.get_close_matches(source.lower(), known, n=4, cutoff=0.5)
     if near:
-        return f"there is no model, folder or file {source!r}. Did you mean {', '.join(near)}?"
-    return (
-        f"there is no model, folder or file {source!r}. Give a path, a hub id (organisation/model) or one of "
-        f"{', '.join(known)}"
-    )
+        return f"there is no model {source!r}. Did you mean {', '.join(near)}?"
+    return f"there is no model {source!r}. Give a path, a hub id (organisation/model) or one of {', '.join(known)}"
 
 
 def _in_folder(folder: Path, name: str) -> CheckpointFiles:

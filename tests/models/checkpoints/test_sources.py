@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 
-from groundingml.models.checkpoints import sources
+from groundingml.models.checkpoints import hub, sources
 from groundingml.models.checkpoints.errors import CheckpointError
 from groundingml.models.checkpoints.sources import HUB_IDS, resolve
 
@@ -38,6 +39,7 @@ def add_to_cache(cache: Path, hub_id: str, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         blob = repository / "blobs" / f"{abs(hash(name)):064x}"
         blob.write_bytes(content)
+        (snapshot / name).unlink(missing_ok=True)
         (snapshot / name).symlink_to(os.path.relpath(blob, snapshot))
     return snapshot
 
@@ -71,9 +73,10 @@ def test_unknown_name_without_near_match_lists_all():
 
 
 @pytest.mark.parametrize("missing", ["/no/such/folder", "no/such/file.pth", "weights.safetensors"])
-def test_missing_path(missing):
-    with pytest.raises(CheckpointError, match="no model, folder or file"):
-        resolve(Path(missing))
+def test_missing_path(cache, missing):
+    for source in (missing, Path(missing)):
+        with pytest.raises(CheckpointError, match=f"there is no folder or file '{missing}'.*looked from"):
+            resolve(source)
 
 
 def test_every_official_checkpoint_has_a_short_name():
@@ -144,6 +147,49 @@ def test_a_cache_that_lacks_a_shard_is_not_used(cache):
     add_to_cache(cache, TINY, files)
     with pytest.raises(CheckpointError, match="hf download"):
         resolve(TINY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("RepositoryNotFoundError", "the hub has no model 'someone/thing', or it is private"),
+        ("GatedRepoError", "asks for a login.*hf auth login"),
+        ("HfHubHTTPError", "could not be downloaded.*hf download someone/thing"),
+    ],
+)
+def test_what_the_hub_answers_is_explained(cache, monkeypatch, kind, said):
+    error = getattr(errors, kind)
+    local = hub.huggingface_hub.snapshot_download
+
+    def answer(*args, local_files_only=False, **options):
+        if local_files_only:
+            return local(*args, local_files_only=True, **options)
+        raise error.__new__(error)  # as it is made from an HTTP response, which differs by release
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", answer)
+    with pytest.raises(CheckpointError, match=said):
+        resolve("someone/thing")
+
+
+def test_only_what_is_needed_is_downloaded(cache, monkeypatch):
+    asked = []
+
+    def download(hub_id, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not there")
+        asked.append(allow_patterns)
+        files = (
+            {"config.json": b"{}", "pytorch_model.bin": b""} if len(asked) == 2 else {"config.json": b"{}"}
+        )
+        return str(add_to_cache(cache, hub_id, files))
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    assert resolve("someone/old").weights[0].name == "pytorch_model.bin"
+    assert [
+        pattern for patterns in asked for pattern in patterns if fnmatch("flax_model.msgpack", pattern)
+    ] == []
+    assert any(fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in asked[0])
+    assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in asked[0])
 
 
 def test_hf_home_and_offline_switch_of_the_environment(tmp_path):
