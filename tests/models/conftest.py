@@ -149,10 +149,8 @@ class Batch:
         )
 
 
-def make_batch(
-    sizes: list[tuple[int, int]], phrases: list[list[int]], vocab_size: int = 1200, seed: int = 1
-) -> Batch:
-    """Images of the sizes (height, width), padded to the largest; prompts of phrases of so many tokens each."""
+def make_batch(sizes: list[tuple[int, int]], phrases: list[list[int]], seed: int = 1) -> Batch:
+    """Images (height, width), padded to the largest; prompts of phrases of so many tokens each."""
     generator = torch.Generator().manual_seed(seed)
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     pixel_values = torch.zeros(len(sizes), 3, height, width)
