@@ -1,9 +1,10 @@
 """NanoDet-g: a 3.8 M parameter detector for 80 COCO classes, here a backbone that already knows objects.
 
-Source: RangiLyu/nanodet, NanoDet-g ("g" for GPU: plain 3x3 convolutions, CSP stages, a parameter-free PAN and one
-3x3 + 1x1 head for each level; boxes by the distribution of Generalized Focal Loss, arXiv:2006.04388). Batch
-normalisation is folded into the convolutions, and the first convolution takes RGB (NanoDet itself takes BGR), so
-the input is normalised with ImageNet's mean and deviation like every other backbone of this package.
+Source: RangiLyu/nanodet, NanoDet-g ("g" for GPU: plain 3x3 convolutions, CSP stages, a parameter-free PAN
+and one 3x3 + 1x1 head for each level; boxes by the distribution of Generalized Focal Loss,
+arXiv:2006.04388). Batch normalisation is folded into the convolutions, and the first convolution takes RGB
+(NanoDet itself takes BGR), so the input is normalised with ImageNet's mean and deviation like every other
+backbone of this package.
 
 As a backbone it gives the head's maps of strides 8, 16 and 32 tapped before the last 1x1 convolution.
 That last convolution, `NanoDetHead`, differs for each level and turns a map into class logits and boxes.
@@ -60,7 +61,8 @@ class CspBlock(nn.Module):
 
 
 class CspStage(nn.Module):
-    """A (strided) convolution, CSP blocks, a convolution; the first one's output is concatenated to the last one's."""
+    """A (strided) convolution, CSP blocks, a convolution; the first one's output is concatenated to the
+    last one's."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, stride: int) -> None:
         super().__init__()
@@ -99,14 +101,16 @@ class NanoDet(nn.Module):
         return (self.config.channels,) * len(self.config.strides)
 
     def covered_size(self, maps: Sequence[Tensor]) -> tuple[int, int]:
-        """(height, width) in pixels of what the maps cover: the images padded to a multiple of the last stride."""
+        """(height, width) in pixels of what the maps cover: the images padded to a multiple of the last
+        stride."""
         stride = self.config.strides[-1]
         return maps[-1].shape[-2] * stride, maps[-1].shape[-1] * stride
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) -> for each stride s a map (B, C, H' / s, W' / s).
 
-        H' and W' are H and W rounded up to a multiple of the last stride, so that all maps cover the same area.
+        H' and W' are H and W rounded up to a multiple of the last stride, so that all maps cover the same
+        area.
         """
         stride, (height, width) = self.config.strides[-1], pixel_values.shape[-2:]
         pixel_values = F.pad(pixel_values, (0, -width % stride, 0, -height % stride))
@@ -125,7 +129,8 @@ class NanoDet(nn.Module):
 
 
 class NanoDetHead(nn.Module):
-    """NanoDet-g's last 1x1 convolutions, one for each level: class logits and a distribution for each side of a box."""
+    """NanoDet-g's last 1x1 convolutions, one for each level: class logits and a distribution for each side
+    of a box."""
 
     def __init__(self, config: NanoDetConfig) -> None:
         super().__init__()
@@ -139,7 +144,8 @@ class NanoDetHead(nn.Module):
         return torch.cat([layer(_flatten(x)) for layer, x in zip(self.classes, maps, strict=True)], dim=1)
 
     def boxes_xyxy(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C, H_l, W_l) of all levels -> boxes (B, S, 4) in pixels of the network's input, not clipped."""
+        """Maps (B, C, H_l, W_l) of all levels -> boxes (B, S, 4) in pixels of the network's input, not
+        clipped."""
         boxes = []
         for layer, x, stride in zip(self.boxes, maps, self.config.strides, strict=True):
             distances = expected_distances(layer(_flatten(x)), self.config.box_bins) * stride
@@ -149,13 +155,15 @@ class NanoDetHead(nn.Module):
 
 
 def expected_distances(logits: Tensor, bins: int) -> Tensor:
-    """Logits (..., 4 * bins) -> the mean of each side's distribution, (..., 4) as left, top, right, bottom in strides."""
+    """Logits (..., 4 * bins) -> the mean of each side's distribution, (..., 4) as left, top, right, bottom
+    in strides."""
     distribution = logits.unflatten(-1, (4, bins)).softmax(dim=-1)
     return distribution @ torch.arange(bins, dtype=logits.dtype, device=logits.device)
 
 
 def grid_centres(height: int, width: int, stride: int, like: Tensor) -> Tensor:
-    """Centres of the cells of a map, (height * width, 2) as x, y in pixels, in the dtype and on the device of `like`."""
+    """Centres of the cells of a map, (height * width, 2) as x, y in pixels, in the dtype and on the device
+    of `like`."""
     x = (torch.arange(width, dtype=like.dtype, device=like.device) + 0.5) * stride
     y = (torch.arange(height, dtype=like.dtype, device=like.device) + 0.5) * stride
     return torch.cartesian_prod(y, x).flip(-1)

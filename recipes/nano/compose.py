@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from names import memory
 from nanodet_weights import load_nanodet
 from safetensors.torch import load_file
 from torch import Tensor
 
 from groundingml.inference.prompts import Tokenizer
+from groundingml.models import load_tokenizer
 from groundingml.models.checkpoints.native import pack, unpack
+from groundingml.models.checkpoints.sources import EMBEDDED
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.dense_proposals import DenseProposals, phrase_vectors
 from groundingml.models.grounding_dino.network import GroundingDino
@@ -56,37 +60,30 @@ CONFIG = GroundingDinoConfig(
     proposals="dense",
     query_content="proposals",
     image_size=(416, 640),
-    default_threshold=0.35,
+    default_threshold=0.4,
 )
 
 
 def compose(
-    nanodet_json: Path,
-    minilm: Path,
-    names: Mapping[str, Sequence[str]],
-    unknown: Sequence[str],
-    tokenizer: Tokenizer,
+    nanodet_json: Path, minilm: Path, names: Sequence[tuple[str, int]], tokenizer: Tokenizer
 ) -> GroundingDino:
     """The model at step 0.
 
     Args:
         nanodet_json: `nanodet.json` beside its `nanodet.bin`.
         minilm: `model.safetensors` of all-MiniLM-L6-v2.
-        names: for each of NanoDet's classes, in its order, the names that mean it.
-        unknown: names of other things, to keep them apart.
+        names: phrases and the class that each means (`names.memory`).
         tokenizer: the BERT tokenizer.
     """
-    phrases = [phrase for group in names.values() for phrase in group] + list(unknown)
-    classes = [index for index, group in enumerate(names.values()) for _ in group] + [len(names)] * len(
-        unknown
-    )
-    model = GroundingDino(replace(CONFIG, known_names=len(phrases))).eval()
+    torch.manual_seed(0)
+    model = GroundingDino(replace(CONFIG, known_names=len(names))).eval()
     nanodet, head = load_nanodet(nanodet_json)
     model.backbone.load_state_dict(nanodet.state_dict())
     assert isinstance(model.proposals, DenseProposals)
     model.proposals.detector.load_state_dict(head.state_dict())
     load_text_encoder(model, minilm)
-    model.proposals.names.fill(embed_phrases(model, phrases, tokenizer), torch.tensor(classes))
+    vectors = embed_phrases(model, [phrase for phrase, _ in names], tokenizer)
+    model.proposals.names.fill(vectors, torch.tensor([number for _, number in names]))
     return model
 
 
@@ -109,3 +106,18 @@ def embed_phrases(model: GroundingDino, phrases: Sequence[str], tokenizer: Token
         per_token, is_word = phrase_vectors(text.hidden, text.block_mask)
         vectors.append(per_token[is_word][0])
     return torch.stack(vectors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nanodet", type=Path, required=True, help="nanodet.json beside nanodet.bin")
+    parser.add_argument("--minilm", type=Path, required=True, help="model.safetensors of all-MiniLM-L6-v2")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model at step 0")
+    args = parser.parse_args()
+    model = compose(args.nanodet, args.minilm, memory(), load_tokenizer("nano"))
+    model.save_pretrained(args.out)
+    (args.out / "tokenizer.json").write_bytes((EMBEDDED / "nano" / "tokenizer.json").read_bytes())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,19 @@
 """What the embedded model's vocabulary is fitted to: for each of NanoDet's 80 classes, names that mean it.
 
 The first name of a class is COCO's. British and American names and PASCAL VOC's are among the others.
-`HELD_OUT_SYNONYMS` are never fitted nor trained on: they measure how far the vocabulary reaches beyond its list.
+`HELD_OUT_SYNONYMS` are never fitted nor trained on: they measure how far the vocabulary reaches beyond its
+list.
 """
 
 from __future__ import annotations
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "person": ("man", "woman", "boy", "girl", "child", "people", "human", "baby", "pedestrian", "player", "rider", "face"),
+    "person": (
+        "man", "woman", "boy", "girl", "child", "people", "human", "baby", "pedestrian", "player", "rider",
+        "driver", "worker", "doctor", "sailor", "chef", "policeman", "astronaut",
+    ),
     "bicycle": ("bike", "cycle", "mountain bike", "pushbike"),
-    "car": ("automobile", "sedan", "taxi", "vehicle", "suv", "police car"),
+    "car": ("automobile", "sedan", "taxi", "suv", "police car"),
     "motorcycle": ("motorbike", "scooter", "moped", "dirt bike"),
     "airplane": ("aeroplane", "plane", "jet", "aircraft", "passenger plane"),
     "bus": ("coach", "double decker bus", "school bus", "minibus"),
@@ -89,22 +93,48 @@ NAMES: dict[str, tuple[str, ...]] = {
     "toothbrush": ("tooth brush", "electric toothbrush"),
 }  # fmt: skip
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "animal": ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
+    "pet": ("cat", "dog"),
+    "farm animal": ("horse", "sheep", "cow"),
+    "vehicle": ("bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat"),
+    "fruit": ("banana", "apple", "orange"),
+    "vegetable": ("broccoli", "carrot"),
+    "food": (
+        "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
+    ),
+    "furniture": ("bench", "chair", "couch", "bed", "dining table"),
+    "bag": ("backpack", "handbag", "suitcase"),
+    "cutlery": ("fork", "knife", "spoon"),
+    "tableware": ("wine glass", "cup", "fork", "knife", "spoon", "bowl"),
+    "kitchen appliance": ("microwave", "oven", "toaster", "refrigerator"),
+    "electronic device": ("tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+    "sports equipment": (
+        "frisbee", "skis", "snowboard", "sports ball", "baseball bat", "baseball glove", "skateboard",
+        "surfboard", "tennis racket",
+    ),
+}  # fmt: skip
+"""Words that mean any of several classes."""
+
 UNKNOWN_NAMES: tuple[str, ...] = (
-    "house", "building", "tree", "grass", "sky", "cloud", "road", "street", "wall", "floor", "ceiling", "roof", "fence",
-    "mountain", "river", "sea", "beach", "bridge", "window", "door", "curtain", "carpet", "pillow", "blanket", "mirror",
-    "lamp", "candle", "flower", "leaf", "mushroom", "hat", "cap", "helmet", "glasses", "sunglasses", "goggles", "mask",
-    "shirt", "t-shirt", "jacket", "coat", "dress", "skirt", "trousers", "jeans", "shorts", "shoe", "boot", "sock", "glove",
-    "scarf", "ring", "watch", "necklace", "hand", "foot", "hair", "eye", "lion", "tiger", "leopard", "monkey", "gorilla",
-    "rabbit", "fox", "wolf", "deer", "kangaroo", "camel", "pig", "goat", "mouse animal", "rat", "squirrel", "fish", "shark",
-    "whale", "snake", "lizard", "turtle", "frog", "spider", "insect", "butterfly", "bee", "tractor", "wheel", "tire",
-    "rocket", "satellite", "helicopter", "balloon", "tent", "flag", "statue", "camera", "guitar", "piano", "drum",
-    "violin", "hammer", "screwdriver", "saw", "drill", "ladder", "rope", "box", "basket", "bucket", "bag of chips", "paper",
-    "pen", "pencil", "map", "poster", "painting", "picture frame", "egg", "cheese", "bread", "rice", "noodles", "soup",
-    "tomato", "potato", "onion", "cucumber", "pepper", "lemon", "grape", "strawberry", "pineapple", "watermelon", "pear",
-    "milk", "juice", "coffee", "tea", "washing machine", "fan", "air conditioner", "radiator", "radio", "loudspeaker",
-    "headphones", "printer", "red blood cell", "white blood cell", "platelet", "crack", "weld", "logo", "text", "number",
+    "house", "building", "tree", "grass", "sky", "cloud", "road", "street", "wall", "floor", "ceiling",
+    "roof", "fence", "mountain", "river", "sea", "beach", "bridge", "window", "door", "curtain", "carpet",
+    "pillow", "blanket", "mirror", "lamp", "candle", "flower", "leaf", "mushroom", "hat", "cap", "helmet",
+    "glasses", "sunglasses", "goggles", "mask", "shirt", "t-shirt", "jacket", "coat", "dress", "skirt",
+    "trousers", "jeans", "shorts", "shoe", "boot", "sock", "glove", "scarf", "ring", "watch", "necklace",
+    "hand", "foot", "hair", "eye", "lion", "tiger", "leopard", "monkey", "gorilla", "rabbit", "fox", "wolf",
+    "deer", "kangaroo", "camel", "pig", "goat", "mouse animal", "rat", "squirrel", "fish", "shark", "whale",
+    "snake", "lizard", "turtle", "frog", "spider", "insect", "butterfly", "bee", "tractor", "wheel", "tire",
+    "rocket", "satellite", "helicopter", "balloon", "tent", "flag", "statue", "camera", "guitar", "piano",
+    "drum", "violin", "hammer", "screwdriver", "saw", "drill", "ladder", "rope", "box", "basket", "bucket",
+    "bag of chips", "paper", "pen", "pencil", "map", "poster", "painting", "picture frame", "egg", "cheese",
+    "bread", "rice", "noodles", "soup", "tomato", "potato", "onion", "cucumber", "pepper", "lemon", "grape",
+    "strawberry", "pineapple", "watermelon", "pear", "milk", "juice", "coffee", "tea", "washing machine",
+    "fan", "air conditioner", "radiator", "radio", "loudspeaker", "headphones", "printer", "red blood cell",
+    "white blood cell", "platelet", "crack", "weld", "logo", "text", "number",
 )  # fmt: skip
-"""Everyday names of other things. A phrase nearer to one of these than to a known name is not taken for the latter."""
+"""Everyday names of other things. A phrase nearer to one of these than to a known name is not taken for the
+latter."""
 
 HELD_OUT_SYNONYMS: dict[str, str] = {
     "person": "lady",
@@ -168,5 +198,14 @@ HELD_OUT_SYNONYMS: dict[str, str] = {
 
 
 def phrases() -> dict[str, tuple[str, ...]]:
-    """For each class, in NanoDet's order, all fitted names, COCO's own first."""
+    """For each class, in NanoDet's order, the names that mean it and nothing else, COCO's own first."""
     return {name: (name, *others) for name, others in NAMES.items()}
+
+
+def memory() -> list[tuple[str, int]]:
+    """What the model shall remember: phrases and the class that each means, 80 for none; a group is there
+    once a class."""
+    number = {name: index for index, name in enumerate(NAMES)}
+    known = [(phrase, number[name]) for name, group in phrases().items() for phrase in group]
+    groups = [(word, number[name]) for word, members in GROUPS.items() for name in members]
+    return known + groups + [(phrase, len(NAMES)) for phrase in UNKNOWN_NAMES]

@@ -1,8 +1,9 @@
 """Our own compact layout, made for the model that ships with the package.
 
-A folder holds `config.json` ("model_type": "groundingml" and the fields of GroundingDinoConfig) and `model.safetensors`. In
-it the matrices of the text encoder, most of a small model, are int8 with one scale for each row (parameter `x` is stored
-as `x` and `x.scale`); everything else is float16. Loading gives float32.
+A folder holds `config.json` ("model_type": "groundingml" and the fields of GroundingDinoConfig) and
+`model.safetensors`. In it the matrices of the text encoder, most of a small model, are int8 with one scale
+for each row (parameter `x` is stored as `x` and `x.scale`); everything else is float16. Loading gives
+float32.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def config_from_native(values: Mapping[str, Any]) -> GroundingDinoConfig:
 
 
 def pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters -> what is stored: the text encoder's matrices as int8 and a float16 scale per row, the rest float16."""
+    """Parameters -> what is stored: the text encoder's matrices as int8 and a float16 scale per row, the
+    rest float16."""
     packed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():

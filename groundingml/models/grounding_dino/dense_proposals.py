@@ -1,9 +1,10 @@
 """Proposals of a dense detector whose classes are text: what gives a small model something to begin with.
 
-Where two-stage proposals learn boxes and text alignment from nothing, these read the maps of a backbone that was
-trained as a detector (NanoDet) and keep its head. A phrase is tied to the detector's classes by the names that
-they are known under: `recipes/nano` puts the vectors of these names, as the text encoder gives them, into a
-memory. What the enhancer and the decoder learn is added to these logits and boxes, beginning with zero.
+Where two-stage proposals learn boxes and text alignment from nothing, these read the maps of a backbone that
+was trained as a detector (NanoDet) and keep its head. A phrase is tied to the detector's classes by the
+names that they are known under: `recipes/nano` puts the vectors of these names, as the text encoder gives
+them, into a memory. What the enhancer and the decoder learn is added to these logits and boxes, beginning
+with zero.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ _LEAST_PROBABILITY = 1e-3
 
 
 class DenseProposals(nn.Module):
-    """Text-aligned logits and boxes at every cell of a detector's maps; of neighbouring cells only the peak counts.
+    """Text-aligned logits and boxes at every cell of a detector's maps; of neighbouring cells only the peak
+    counts.
 
-    The peak filter stands for non-maximum suppression: a cell is kept where no cell of the 3x3 around it in its
-    level has a higher best score.
+    The peak filter stands for non-maximum suppression: a cell is kept where no cell of the 3x3 around it in
+    its level has a higher best score.
 
     Raises:
         ValueError: a config whose backbone is no NanoDet, or that adds levels to the backbone's.
@@ -97,10 +99,10 @@ class DenseProposals(nn.Module):
 class NameMemory(nn.Module):
     """Which of a detector's classes a phrase means, by its likeness to the names that are known.
 
-    A phrase means the class of the most similar name, and to a lesser degree any class whose names are nearly as
-    similar ("animal"); if no name is similar, or a name of something that the detector does not know is more similar,
-    it means none of them. On names kept out of the fit this does twice as well as a linear map from phrase
-    vectors to rows of the classifier, and gives known names exactly their class.
+    A phrase means the class of the most similar name, and to a lesser degree any class whose names are
+    nearly as similar ("animal"); if no name is similar, or a name of something that the detector does not
+    know is more similar, it means none of them. On names kept out of the fit this does twice as well as a
+    linear map from phrase vectors to rows of the classifier, and gives known names exactly their class.
     """
 
     SHARPNESS = 0.05
@@ -143,8 +145,8 @@ def phrase_vectors(hidden: Tensor, block_mask: Tensor) -> tuple[Tensor, Tensor]:
         block_mask: (B, T, T) True where two tokens share a phrase; a phrase ends with its delimiter.
 
     Returns:
-        (B, T, H) each token's phrase (zero at tokens that are no words), and (B, T) bool, True at words: tokens of a
-        phrase other than its delimiter.
+        (B, T, H) each token's phrase (zero at tokens that are no words), and (B, T) bool, True at words:
+        tokens of a phrase other than its delimiter.
     """
     length = block_mask.shape[-1]
     later = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(diagonal=1)
@@ -154,7 +156,8 @@ def phrase_vectors(hidden: Tensor, block_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def peaks(scores: Tensor, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """Scores (B, S) -> (B, S) bool, True where no cell of the 3x3 around it in its level has a higher score."""
+    """Scores (B, S) -> (B, S) bool, True where no cell of the 3x3 around it in its level has a higher
+    score."""
     sizes = [height * width for height, width in spatial_shapes]
     levels = []
     for level, (height, width) in zip(torch.split(scores, sizes, dim=1), spatial_shapes, strict=True):
