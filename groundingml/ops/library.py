@@ -95,7 +95,8 @@ def _load() -> _Library:
             torch.ops.load_library(path)
             from groundingml.ops import _build
         except (OSError, ImportError) as error:
-            reason = f"the compiled ops do not load with PyTorch {torch.__version__} (2.10 or newer is needed): {error}"
+            detail = error.__cause__ or error  # PyTorch wraps the loader's own message
+            reason = f"the compiled ops do not load with PyTorch {torch.__version__} (2.10 or newer is needed): {detail}"
         else:
             _build.get_cpu_capability()  # raises when GROUNDINGML_CPU_CAPABILITY is wrong
             return _Library(_device_types(), None, registration.register())
