@@ -1,5 +1,4 @@
-"""Samples -> batches: prompts drawn, images padded, boxes told in tokens; in an order that can be
-repeated."""
+"""Samples -> batches: prompts drawn, images padded, boxes told in tokens, in a repeatable order."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -43,8 +42,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], prompts: Sequence[TrainingPrompt], pad_token_id: int = 0) -> Batch:
-    """Pad images on the right and below, and prompts on the right. Boxes whose name did not fit the prompt
-    are left out."""
+    """Pad images and prompts on the right and below; leave out boxes whose name did not fit the prompt."""
     length = max(len(prompt.input_ids) for prompt in prompts)
     input_ids = torch.full((len(prompts), length), pad_token_id)
     attention_mask = torch.zeros(len(prompts), length, dtype=torch.int64)

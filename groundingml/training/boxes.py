@@ -1,5 +1,4 @@
-"""Box arithmetic for training: conversions and generalised IoU, differentiable, on normalised or pixel
-boxes."""
+"""Box arithmetic: conversions and generalised IoU, differentiable, on normalised or pixel boxes."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,4 @@
-"""Reading COCO-format annotations: JSON beside a folder of images, with every bad record named by its
-place."""
+"""Reading COCO annotations: JSON beside a folder of images, every bad record named by its place."""
 
 import json
 import math
@@ -35,8 +34,7 @@ class DatasetError(ValueError):
 class ImageRecord:
     """One image and what is known about it.
 
-    boxes_xyxy: N boxes in pixels of the upright image, inside it; names: N; weights: N, 1 for an ordinary
-    box.
+    boxes_xyxy: N boxes in pixels of the upright image, inside it; names: N; weights: N, each 1 by default.
     absent: names known not to be in the image, from which negatives are sampled (all others of the data set,
     unless the record lists them itself as ``neg_category_ids``, as LVIS does). crowds: boxes around many
     objects of a name; they are not trained on, and what is found in them counts neither way.

@@ -12,8 +12,7 @@ from groundingml.training.coco import Box, CocoAnnotations
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One label's average precision over IoU 0.50 to 0.95 and at 0.50, and how many boxes it has in the
-    data."""
+    """One label's average precision (IoU 0.50 to 0.95, and at 0.50) and how many boxes it has."""
 
     ap: float
     ap50: float
@@ -72,10 +71,9 @@ def evaluate_detector(
     evaluation = coco_eval(truth, truth.loadRes(found), iouType="bbox", print_function=_say_nothing)
     evaluation.evaluate()
     evaluation.accumulate()
-    precision = np.asarray(evaluation.eval["precision"])[
-        :, :, :, 0, -1
-    ]  # (IoU, recall, label), all areas, 100 boxes
-    recall = np.asarray(evaluation.eval["recall"])[:, :, 0, -1]  # (IoU, label)
+    # Of all areas and at most 100 boxes: precision (IoU, recall, label), recall (IoU, label).
+    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    recall = np.asarray(evaluation.eval["recall"])[:, :, 0, -1]
     counted = [name for record in annotations.records for name in record.names]
     scores = {
         name: LabelScore(

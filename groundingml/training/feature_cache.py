@@ -18,8 +18,7 @@ class CachedBackbone:
     Each view of an image (its mirror image too, if the augmentation draws it) is computed when first asked
     for and kept in memory, or as files in ``folder`` if given; those are only good for the same backbone,
     images and image size. Maps are kept as ``dtype``; float16 halves the space and changes them in the fourth
-    digit.
-    The backbone runs in this process: train with ``workers=0``.
+    digit. The backbone runs in this process: train with ``workers=0``.
     """
 
     def __init__(

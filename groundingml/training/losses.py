@@ -47,8 +47,8 @@ def layer_losses(
 
     logits (B, Q, 256); boxes_cxcywh (B, Q, 4); text_mask (B, 256) bool -> {"focal", "l1", "giou"}, scalars,
     float32. All three are summed and divided by the number of positive queries in the batch (at least 1). A
-    box's weight scales all
-    that its query pays: a weight of 0 neither attracts the query nor pushes it to the background.
+    box's weight scales all that its query pays: a weight of 0 neither attracts the query nor pushes it to the
+    background.
     """
     positive = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
     query_weight = torch.ones(logits.shape[:2], dtype=torch.float32, device=logits.device)

@@ -12,8 +12,7 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> list[nn.Module]:
     """Let gradients reach every parameter but those under the given prefixes; return the frozen modules.
 
     A prefix is a dotted name of a part ("backbone", "encoder.layers.0") or of a parameter. A prefix that
-    names
-    nothing raises ValueError: a typing mistake would otherwise train what was meant to be kept.
+    names nothing raises ValueError: a typing mistake would otherwise train what was meant to be kept.
     """
     names = [name for name, _ in model.named_parameters()]
     for prefix in prefixes:

@@ -1,8 +1,7 @@
 """BERT's output kept for each phrase, for training with a frozen BERT.
 
 Tokens attend only inside their phrase and positions restart in each, so a phrase's output does not depend on
-the rest
-of the prompt: a run needs BERT once for each phrase, however its prompts are shuffled.
+the rest of the prompt: a run needs BERT once for each phrase, however its prompts are shuffled.
 """
 
 import itertools
@@ -52,9 +51,7 @@ class PhraseCache:
             input_ids[row, :front] = self.encoder.delimiters[0]
             input_ids[row, front:end] = torch.tensor(block)
             mask[row, front:end, :end] = True
-        mask |= torch.eye(
-            length, dtype=torch.bool
-        )  # padding sees itself, so that no row of the softmax is empty
+        mask |= torch.eye(length, dtype=torch.bool)  # padding sees itself: no row of the softmax may be empty
         training = self.encoder.bert.training
         self.encoder.bert.eval()  # what is kept must not have dropout in it
         hidden: Tensor = self.encoder.bert(

@@ -38,8 +38,7 @@ class TrainingPrompt:
     """One image's prompt.
 
     input_ids: from [CLS] to [SEP]; phrase_maps: (K, 256) bool, the tokens of each of its K phrases;
-    phrases: name
-    -> which phrase asks for it. Names that did not fit are not in ``phrases``.
+    phrases: name -> which phrase asks for it. Names that did not fit are not in ``phrases``.
     """
 
     input_ids: tuple[int, ...]

@@ -36,7 +36,8 @@ class TrainingConfig:
     averaging: decay of an exponential moving average of the weights, which is then what is evaluated and kept
     as best; None: none. checkpoint_steps: write a checkpoint every so many optimiser steps besides after each
     epoch.
-    evaluate_epochs: evaluate after every so many epochs, and after the last.
+    evaluate_epochs: evaluate after every so many epochs, and after the last; evaluate_first: also before the
+    first step, so that the best weights may be those that the run began with.
     """
 
     epochs: int = 20
@@ -55,6 +56,7 @@ class TrainingConfig:
     workers: int = 0
     checkpoint_steps: int | None = None
     evaluate_epochs: int = 1
+    evaluate_first: bool = False
     losses: LossConfig = field(default_factory=LossConfig)
     denoising: DenoisingConfig | None = field(default_factory=DenoisingConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -166,6 +168,8 @@ class Trainer:
             self._restore(read_checkpoint(self._last))
         self._set_training_mode()
         with StopRequest() as stop:
+            if self.config.evaluate_first and self._step == 0:
+                self._evaluate()
             while self._epoch < self.config.epochs:
                 for batches in self._steps_left():
                     self._train_step(batches)
@@ -205,10 +209,9 @@ class Trainer:
         for batch in batches:
             losses = self.losses(batch.to(self.device))
             total = torch.stack(list(losses.values())).sum()
-            (total / len(batches)).backward()  # type: ignore[no-untyped-call]
-            values = torch.stack(
-                list(losses.values())
-            ).tolist()  # one wait for the GPU, not one for each loss
+            (total / len(batches)).backward()
+            # One wait for the GPU, not one for each loss.
+            values = torch.stack(list(losses.values())).detach().tolist()
             for name, value in zip(losses, values, strict=True):
                 sums[name] = sums.get(name, 0.0) + value / len(batches)
         norm = nn.utils.clip_grad_norm_(self._trained, self.config.clip_norm)
@@ -341,10 +344,9 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
 
     def _identity(self) -> str:
-        """What must be the same for a run to be continued. How long it runs and how it is watched may
-        change."""
+        """What must not change between a run and its continuation (its length and how it is watched may)."""
         settings = asdict(self.config)
-        for free in ("epochs", "workers", "checkpoint_steps", "evaluate_epochs"):
+        for free in ("epochs", "workers", "checkpoint_steps", "evaluate_epochs", "evaluate_first"):
             del settings[free]
         return json.dumps(
             {**settings, "images": len(self.dataset), "names": self.dataset.names}, sort_keys=True

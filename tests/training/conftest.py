@@ -23,7 +23,7 @@ def tiny_config() -> GroundingDinoConfig:
     return GroundingDinoConfig(
         family="mm-grounding-dino",
         backbone=SwinConfig(
-            embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_size=4, drop_path_rate=0.0
+            embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_size=4, drop_path_rate=0.3
         ),
         text_config={
             "vocab_size": 30522,

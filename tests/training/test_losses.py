@@ -178,9 +178,7 @@ def test_every_decoder_layer_the_encoder_and_the_denoising_queries_have_losses_a
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
         assert (tensor.grad[..., 6:] == 0).all()
-        assert (
-            tensor.grad[..., :6] != 0
-        ).all()  # every query has a class target in every layer, denoising ones too
+        assert (tensor.grad[..., :6] != 0).all()  # every query has a class target, denoising ones too
     assert output.decoder_boxes_cxcywh.grad is not None
     touched = (output.decoder_boxes_cxcywh.grad != 0).any(dim=-1).sum(dim=-1)  # (layers, images)
     # matched: as many queries as boxes; denoising: 2 groups (4 // 2), one positive for each box

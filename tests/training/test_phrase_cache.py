@@ -28,7 +28,11 @@ def batch(model: GroundingDino, tokenizer: Any) -> tuple[Tensor, Tensor]:
     return input_ids, mask
 
 
-def test_equal_to_encoding_the_whole_prompts(model: GroundingDino, batch: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("sees_cls", [False, True])
+def test_equal_to_encoding_the_whole_prompts(
+    sees_cls: bool, model: GroundingDino, batch: tuple[Tensor, Tensor]
+) -> None:
+    model.text_encoder.sees_cls = sees_cls
     model.eval()
     cache = PhraseCache(model.text_encoder)
     with torch.no_grad():

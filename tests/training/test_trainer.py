@@ -221,6 +221,37 @@ def test_accumulated_steps_average_the_losses_and_gradients_of_their_batches(
     assert together.gradient_norm < sum(report.gradient_norm for report in reports[1]) / 3
 
 
+def test_evaluation_does_not_change_what_is_trained(
+    coco_folder: Path, tokenizer: Any, tmp_path: Path, new_model: NewModel
+) -> None:
+    trained = []
+    for evaluate in (None, lambda model: {"map50": torch.rand(()).item()}):
+        model = new_model()
+        dataset = make_dataset(coco_folder, model)
+        config = replace(QUICK, averaging=0.9, evaluate_first=True)
+        Trainer(model, tokenizer, dataset, config, tmp_path / str(evaluate), evaluate=evaluate).fit()
+        trained.append(weights_of(model))
+    assert_equal_weights(*trained)
+
+
+def test_the_weights_a_run_begins_with_may_be_the_best(
+    coco_folder: Path, tokenizer: Any, tmp_path: Path, model: GroundingDino, new_model: NewModel
+) -> None:
+    before = weights_of(model)
+    scores = iter([0.9, 0.1, 0.2])
+    config = replace(QUICK, evaluate_first=True)
+    dataset = make_dataset(coco_folder, model)
+    trainer = Trainer(
+        model, tokenizer, dataset, config, tmp_path / "run", evaluate=lambda model: {"map50": next(scores)}
+    )
+    result = trainer.fit()
+    assert [entry["epoch"] for entry in result.history] == [0, 1, 2]
+    assert result.best is not None
+    fresh = new_model(5)
+    load_weights(fresh, result.best)
+    assert_equal_weights(weights_of(fresh), before)
+
+
 def test_the_best_weights_are_kept_and_can_be_loaded(
     coco_folder: Path, tokenizer: Any, tmp_path: Path, model: GroundingDino, new_model: NewModel
 ) -> None:
