@@ -181,7 +181,9 @@ class Detector:
         assert caption is not None
         if not isinstance(caption, str):
             raise ValueError(f"caption must be one string, got {caption!r}; for a list use labels")
-        return self._plans.get(caption, lambda: self._planner.plan_caption(caption))
+        # Dense proposals score a block as a whole; the other networks read the sentence in one piece.
+        plan = self._planner.plan_phrases if self.config.proposals == "dense" else self._planner.plan_caption
+        return self._plans.get(caption, lambda: plan(caption))
 
     def clear_cache(self) -> None:
         """Forget text features, for when the weights have changed."""

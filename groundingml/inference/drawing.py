@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from groundingml.inference.images import ImageSource, load_image
@@ -27,6 +30,7 @@ _WIDE_FONTS = (
     "arial.ttf",
 )
 _LONGEST_LABEL = 60  # characters
+_MOST_STACKED = 8  # captions moved down for others before they overlap after all
 
 
 def draw_detections(image: ImageSource, detections: Detections) -> Image.Image:
@@ -50,17 +54,21 @@ def draw_detections(image: ImageSource, detections: Detections) -> Image.Image:
     line = max(1, round(unit / 250))
     letters = max(10, round(unit / 38))
     draw = ImageDraw.Draw(canvas)
-    captions: list[tuple[tuple[int, int, int, int], str, tuple[int, int, int]]] = []
-    for box, label, score in reversed(
-        list(zip(detections.boxes_xyxy, detections.labels, detections.scores, strict=True))
-    ):
-        left, top, right, bottom = (round(float(value)) for value in box)
-        right, bottom = min(right, canvas.width - 1), min(bottom, canvas.height - 1)
-        color = label_color(label)
-        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=line)
-        captions.append(((left, top, right, bottom), f"{_shortened(label)} {score:.2f}", color))
-    for corners, text, color in captions:  # after all boxes, so that no line crosses a word
-        _draw_caption(draw, canvas.size, corners, text, color, letters, line)
+    rows = list(zip(detections.boxes_xyxy, detections.labels, detections.scores, strict=True))
+    taken: list[_Area] = []
+    captions: list[_Caption] = []
+    for box, label, score in rows:  # the best first: it gets the best place
+        text = f"{_shortened(label)} {score:.2f}"
+        captions.append(
+            _place(text, label_color(label), _corners(box, canvas.size), canvas.size, letters, line, taken)
+        )
+    for box, label, _ in reversed(rows):
+        left, top, right, bottom = _corners(box, canvas.size)
+        draw.rectangle(
+            (left, top, max(left, right), max(top, bottom)), outline=label_color(label), width=line
+        )
+    for caption in reversed(captions):  # after all boxes, so that no line crosses a word
+        _draw_caption(draw, caption)
     return canvas
 
 
@@ -73,28 +81,61 @@ def label_color(label: str) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _draw_caption(
-    draw: ImageDraw.ImageDraw,
-    canvas_size: tuple[int, int],
-    corners: tuple[int, int, int, int],
+_Area: TypeAlias = "tuple[int, int, int, int]"  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class _Caption:
+    text: str
+    color: tuple[int, int, int]
+    area: _Area
+    text_at: tuple[float, float]
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _corners(box: NDArray[np.float32], size: tuple[int, int]) -> _Area:
+    left, top, right, bottom = (round(float(value)) for value in box)
+    return left, top, min(right, size[0] - 1), min(bottom, size[1] - 1)
+
+
+def _place(
     text: str,
     color: tuple[int, int, int],
+    box: _Area,
+    canvas_size: tuple[int, int],
     letters: int,
     line: int,
-) -> None:
+    taken: list[_Area],
+) -> _Caption:
+    """Above the box; where there is no room inside its top edge; below captions that are already there."""
     font = _font_for(text, letters)
     pad = max(2, letters // 5)
-    x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
+    x0, y0, x1, y1 = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font)
     width, height = round(x1 - x0) + 2 * pad, round(letters * 1.1) + 2 * pad
-    left, top, _, _ = corners
-    # Above the box; where there is no room, inside its top edge. Never outside the picture.
+    left, top, _, _ = box
     x = max(0, min(left, canvas_size[0] - width))
     y = top - height + line if top - height + line >= 0 else top
     y = max(0, min(y, canvas_size[1] - height))
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
-    brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    middle = y + height / 2 - (y0 + y1) / 2
-    draw.text((x + pad - x0, middle), text, font=font, fill="black" if brightness > 140 else "white")
+    area = (x, y, x + width - 1, y + height - 1)
+    for _ in range(_MOST_STACKED):
+        if not any(_overlap(area, other) for other in taken) or area[3] + height >= canvas_size[1]:
+            break
+        area = (area[0], area[1] + height, area[2], area[3] + height)
+    taken.append(area)
+    text_at = (area[0] + pad - x0, area[1] + height / 2 - (y0 + y1) / 2)
+    return _Caption(text, color, area, text_at, font)
+
+
+def _overlap(one: _Area, other: _Area) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, caption: _Caption) -> None:
+    draw.rectangle(caption.area, fill=caption.color)
+    red, green, blue = caption.color
+    brightness = 0.299 * red + 0.587 * green + 0.114 * blue
+    fill = "black" if brightness > 140 else "white"
+    draw.text(caption.text_at, caption.text, font=caption.font, fill=fill)
 
 
 def _shortened(label: str) -> str:

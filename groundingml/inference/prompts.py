@@ -129,6 +129,16 @@ class PromptPlanner:
         chunks.append(self._finish(draft))
         return PromptPlan(tuple(labels), tuple(chunks), ignored)
 
+    def plan_phrases(self, caption: str) -> PromptPlan:
+        """Chunks for a free caption with each of its noun phrases as a block of its own.
+
+        For networks that score a block as a whole, and would give all phrases of a sentence the same score.
+
+        Raises:
+            PromptError: as `plan_caption`.
+        """
+        return self.plan_labels([label for _, label in _phrase_labels(caption, extract_phrases(caption))])
+
     def plan_caption(self, caption: str) -> PromptPlan:
         """Chunks for a free caption: whole sentences as they stand, with the tokens of each noun phrase
         marked.
@@ -140,13 +150,9 @@ class PromptPlanner:
                 has.
         """
         phrases = extract_phrases(caption)
-        if not phrases:
-            raise PromptError(f"there is nothing to look for in the caption {caption!r}; name what to find")
-        numbers: dict[str, int] = {}  # phrase in lower case -> label
-        for phrase in phrases:
-            numbers.setdefault(phrase.text.casefold(), len(numbers))
-        labels = {numbers[phrase.text.casefold()]: Label(phrase.text) for phrase in reversed(phrases)}
-        plan_labels = tuple(labels[number] for number in range(len(labels)))
+        united = _phrase_labels(caption, phrases)
+        numbers = {key: number for number, (key, _) in enumerate(united)}
+        plan_labels = tuple(label for _, label in united)
 
         chunks: list[TextChunk] = []
         draft = self._new_draft()
@@ -235,6 +241,16 @@ class _Draft:
     ids: list[int]
     prompts: list[Prompt] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+
+
+def _phrase_labels(caption: str, phrases: Sequence[Phrase]) -> list[tuple[str, Label]]:
+    """(phrase in lower case, label as first written), each once, in order."""
+    united: dict[str, Label] = {}
+    for phrase in phrases:
+        united.setdefault(phrase.text.casefold(), Label(phrase.text))
+    if not united:
+        raise PromptError(f"there is nothing to look for in the caption {caption!r}; name what to find")
+    return list(united.items())
 
 
 def _report_ignored(ignored: Sequence[str], nothing_left: bool) -> None:

@@ -101,3 +101,10 @@ def test_colors_are_the_same_in_every_process_and_differ_between_labels() -> Non
         [label_color(name) for name in names]
     )
     assert len({label_color(name) for name in names}) == len(names)
+
+
+def test_labels_of_one_box_stand_below_each_other() -> None:
+    box = (50, 60, 250, 160)
+    picture = np.asarray(detections((box, "cup"), (box, "coffee"), (box, "spoon")).draw(GREY))
+    column = {tuple(pixel) for pixel in picture[40:100, 53]}
+    assert {label_color(label) for label in ("cup", "coffee", "spoon")} <= column

@@ -209,3 +209,13 @@ def test_a_tokenizer_with_settings_of_its_own_changes_nothing(
     finally:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
+
+
+def test_phrases_as_blocks_of_their_own(planner: PromptPlanner, tokenizer: BertTokenizerFast) -> None:
+    plan = planner.plan_phrases("a woman and another Woman, wearing a U.S. flag")
+    assert [label.name for label in plan.labels] == ["woman", "U.S. flag"]
+    (chunk,) = plan.chunks
+    assert chunk.text == "woman . U.S. flag ."
+    assert spelled(plan, tokenizer) == [["woman"], ["u", "s", "flag"]]
+    with pytest.raises(PromptError, match="nothing to look for"):
+        planner.plan_phrases("...")
