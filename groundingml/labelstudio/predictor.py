@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,6 +45,8 @@ class Predictor:
     def __init__(self, settings: Settings, worker: ModelWorker) -> None:
         self._worker = worker
         self._fetcher = ImageFetcher(settings)
+        # Batches put one image at a time before the detector, so that a typed prompt waits for one image only.
+        self._batch_turn = asyncio.Lock()
         self._fetch_threads = concurrent.futures.ThreadPoolExecutor(
             2 * IMAGES_AHEAD, thread_name_prefix="image fetcher"
         )
@@ -103,16 +106,20 @@ class Predictor:
         data = _task_data(task)
         regions = []
         for image in config.images:
-            regions += await self._regions(data, query_for_labels(config, image, data))
+            regions += await self._regions(data, query_for_labels(config, image, data), self._batch_turn)
         return regions
 
     async def _predict_phrases(
         self, task: Any, config: LabelConfig, image: ConfigImage, phrases: Sequence[str]
     ) -> list[dict[str, Any]]:
         data = _task_data(task)
-        return await self._regions(data, query_for_text(config, image, phrases, data))
+        return await self._regions(
+            data, query_for_text(config, image, phrases, data), contextlib.nullcontext()
+        )
 
-    async def _regions(self, data: dict[str, Any], query: Query) -> list[dict[str, Any]]:
+    async def _regions(
+        self, data: dict[str, Any], query: Query, turn: contextlib.AbstractAsyncContextManager[None]
+    ) -> list[dict[str, Any]]:
         if query.image.key not in data:
             raise TaskError(
                 f'the task\'s data has no field "{query.image.key}" for <Image name="{query.image.name}">'
@@ -123,7 +130,8 @@ class Predictor:
             self._fetch_threads, self._fetcher.fetch, data[query.image.key]
         )
         default_threshold = (await self._worker.ready(0)).default_threshold
-        detections = await self._worker.detect(picture, _detector_labels(query, default_threshold))
+        async with turn:
+            detections = await self._worker.detect(picture, _detector_labels(query, default_threshold))
         return regions_from_detections(detections, query, default_threshold)
 
 

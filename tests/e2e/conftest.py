@@ -255,23 +255,15 @@ class Backend:
     def __init__(self, folder: Path, *options: str, **environment: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [
-            sys.executable,
-            "-m",
-            "groundingml.cli",
-            "serve",
-            "--model",
-            MODEL,
-            "--port",
-            str(port),
-            *options,
-        ]
+        serve = [sys.executable, "-m", "groundingml.cli", "serve"]
+        command = [*serve, "--model", MODEL, "--port", str(port), *options]
         self._process = Process(command, clean_environment(**environment), folder / "serve.log")
         try:
             self._process.wait_until(
-                lambda: answers(f"{self.url}/health", lambda health: health["model"] == "ready"),
+                lambda: answers(f"{self.url}/health", lambda health: health["model"] != "loading"),
                 "groundingml serve",
             )
+            assert answers(f"{self.url}/health", lambda health: health["model"] == "ready"), self.log()
         except BaseException:
             self._process.stop()
             raise

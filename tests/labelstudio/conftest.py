@@ -1,4 +1,4 @@
-"""A detector that finds what the test says, web sites that are really served, and the backend behind real HTTP."""
+"""A detector that finds what the test says, web sites really served, and the backend behind real HTTP."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def detector() -> KnownDetector:
 
 @dataclass
 class Site:
-    """A web server on a free port. ``pages`` maps a path with its query to (status, headers, body) or a function."""
+    """A web server on a free port. ``pages``: path with query -> (status, headers, body) or a function."""
 
     port: int
     pages: dict[str, Any] = field(default_factory=dict)

@@ -113,7 +113,7 @@ def test_other_paths_of_label_studio_are_never_asked(
     fetcher: ImageFetcher, label_studio: Any, path: str
 ) -> None:
     with pytest.raises(
-        FetchError, match="not an image path of Label Studio|not a local file of Label Studio"
+        FetchError, match=r"not an image path of Label Studio|not a local file of Label Studio"
     ):
         fetcher.fetch(path.format(url=label_studio.url))
     assert label_studio.requests == []
@@ -153,7 +153,7 @@ def test_a_redirect_to_label_studio_gets_the_token_for_images_only(
 def test_private_addresses_are_refused(fetcher: ImageFetcher, site: Any, label_studio: Any) -> None:
     numeric = f"http://2130706433:{site.port}/photos/cat.jpg"  # 127.0.0.1 as one number
     for url in (f"{site.url}/photos/cat.jpg", f"http://localhost:{site.port}/photos/cat.jpg", numeric):
-        with pytest.raises(FetchError, match="private address.*--allow-host"):
+        with pytest.raises(FetchError, match=r"private address.*--allow-host"):
             fetcher.fetch(url)
     label_studio.add("/data/upload/1/evil.jpg", b"", status=302, location=f"{site.url}/photos/cat.jpg")
     with pytest.raises(FetchError, match="private address"):

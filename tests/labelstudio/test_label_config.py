@@ -27,11 +27,8 @@ def test_labels_aliases_and_threshold(config_xml: str) -> None:
 
 
 def test_a_label_without_predicted_values_is_looked_for_by_its_name() -> None:
-    config = parse_label_config(
-        wrap(
-            '<RectangleLabels name="l" toName="image"><Label value="remote control" alias="rc"/></RectangleLabels>'
-        )
-    )
+    label = '<Label value="remote control" alias="rc"/>'
+    config = parse_label_config(wrap(f'<RectangleLabels name="l" toName="image">{label}</RectangleLabels>'))
     (label,) = config.controls[0].labels
     assert (label.name, label.prompts) == ("rc", ("remote control",))
     assert config.controls[0].threshold is None
@@ -52,8 +49,8 @@ def test_predicted_values_are_split_at_commas(values: str, prompts: tuple[str, .
 
 
 def test_nested_views_and_an_xml_declaration() -> None:
-    inner = '<View><RectangleLabels name="l" toName="image"><View><Label value="Кот"/></View></RectangleLabels></View>'
-    config = parse_label_config('<?xml version="1.0" encoding="utf-8"?>\n' + wrap(inner))
+    control = '<RectangleLabels name="l" toName="image"><View><Label value="Кот"/></View></RectangleLabels>'
+    config = parse_label_config('<?xml version="1.0" encoding="utf-8"?>\n' + wrap(f"<View>{control}</View>"))
     assert config.controls[0].labels[0].name == "Кот"
 
 

@@ -62,7 +62,8 @@ def test_typed_phrases_become_labels(config: LabelConfig, phrases: list[str], ex
 def test_a_name_in_two_controls_is_looked_for_once() -> None:
     xml = """<View><Image name="i" value="$image"/>
       <RectangleLabels name="a" toName="i"><Label value="Cat" predicted_values="cat"/></RectangleLabels>
-      <RectangleLabels name="b" toName="i"><Label value="Cat" predicted_values="kitten"/></RectangleLabels></View>"""
+      <RectangleLabels name="b" toName="i"><Label value="Cat" predicted_values="kitten"/></RectangleLabels>
+    </View>"""
     config = parse_label_config(xml)
     (wanted,) = query_for_labels(config, config.images[0], {}).wanted
     assert wanted.prompts == ("cat", "kitten")
