@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
   for (int k = 0; k < WIDTH; ++k) sum[k] = 0;
 
   int level_now = 0, left_in_level = per_level;  // of the point being gathered
-#pragma unroll(Shape::FIXED ? 16 : 1)
+// all of it at 8 lanes or more; 16-bit types, at 4, would need more than 64 registers
+#pragma unroll(Shape::FIXED ? 2 : 1)
   for (int first = 0; first < count; first += LANES) {
     // this lane's point; past the last one, the last once more with weight zero
     const int point = first + lane < count ? first + lane : count - 1;
