@@ -94,6 +94,14 @@ def test_precision_by_hand(annotations: CocoAnnotations) -> None:
     assert result.map75 == pytest.approx((2 / 3 + 0) / 2)
 
 
+def test_several_boxes_of_a_label_in_one_image_all_count(annotations: CocoAnnotations) -> None:
+    two: tuple[Box, Box] = ((8, 8, 40, 40), (44, 44, 60, 60))
+    record = replace(annotations.records[0], boxes_xyxy=two, names=("red square",) * 2, weights=(1.0, 1.0))
+    detector: Any = KnownAnswers({"1.png": [("red square", 0.9, two[0]), ("red square", 0.8, two[1])]})
+    result = evaluate_detector(detector, CocoAnnotations([record], annotations.names, []))
+    assert result.map == result.recall == pytest.approx(1.0)
+
+
 def test_what_is_found_in_a_crowd_counts_neither_way(annotations: CocoAnnotations) -> None:
     crowded = replace(annotations.records[2], crowds=(((0, 0, 60, 60), "red square"),))
     changed = CocoAnnotations([*annotations.records[:2], crowded], annotations.names, [])

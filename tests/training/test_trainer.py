@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from groundingml.inference import Detector
+from groundingml.models.drop_path import DropPath
 from groundingml.models.grounding_dino import GroundingDino
 from groundingml.training import (
     Augmentation,
@@ -327,6 +328,29 @@ def test_diverged_training_stops_and_keeps_the_last_checkpoint(
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["step"] == 3
     assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+@pytest.mark.gpu
+def test_losses_on_a_gpu_are_those_of_the_cpu(
+    coco_folder: Path, tokenizer: Any, tmp_path: Path, new_model: NewModel
+) -> None:
+    """The first step, whose weights are equal, to fp32 rounding; then training goes on and resumes there."""
+    first: dict[str, dict[str, float]] = {}
+    for device in ("cpu", "cuda"):
+        model = new_model()
+        for module in model.modules():  # the two devices draw different random numbers
+            if isinstance(module, DropPath):
+                module.rate = 0.0
+        model.to(device)
+        dataset = make_dataset(coco_folder, model)
+        reports: list[StepReport] = []
+        config = replace(QUICK, batch_size=3, averaging=0.9)
+        trainer = Trainer(model, tokenizer, dataset, config, tmp_path / device, on_step=reports.append)
+        assert trainer.fit().finished
+        longer = replace(config, epochs=3)
+        assert Trainer(model, tokenizer, dataset, longer, tmp_path / device).fit(resume=True).steps == 3
+        first[device] = reports[0].losses
+    assert first["cuda"] == pytest.approx(first["cpu"], rel=1e-3, abs=1e-4)
 
 
 def test_a_cached_backbone_trains_to_the_same_weights(
