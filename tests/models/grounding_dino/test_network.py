@@ -201,3 +201,21 @@ def test_proposals_may_rank_and_add_to_the_logits(small_model, batch_of):
         model.encode_image(batch.pixel_values), model.encode_text(batch.input_ids)
     )
     torch.testing.assert_close(training.decoder_logits[-1], out.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_gpu_gives_the_same(small_model, batch_of):
+    batch = batch_of([(96, 120), (90, 100)], [[2, 1], [1]])
+    model = small_model("mm-grounding-dino")
+    inputs = (batch.pixel_values, batch.pixel_mask, batch.input_ids, batch.attention_mask)
+    expected = model(*inputs)
+    model.cuda()
+    moved = [tensor.cuda() for tensor in inputs]
+    found = model(*moved, topk_indices=expected.topk_indices.cuda())
+    assert found.boxes_cxcywh.is_cuda
+    torch.testing.assert_close(found.boxes_cxcywh.cpu(), expected.boxes_cxcywh, atol=1e-4, rtol=0)
+    columns = batch.input_ids.shape[1]
+    torch.testing.assert_close(
+        found.logits[..., :columns].cpu(), expected.logits[..., :columns], atol=2e-3, rtol=0
+    )
