@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = N
         ValueError: a Hugging Face family with a config that transformers has no class for.
     """
     folder = Path(folder).expanduser().absolute()
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
         try:

@@ -96,7 +96,8 @@ def _unknown(source: str) -> str:
     near = difflib.get_close_matches(source.lower(), known, n=4, cutoff=0.5)
     if near:
         return f"there is no model {source!r}. Did you mean {', '.join(near)}?"
-    return f"there is no model {source!r}. Give a path, a hub id (organisation/model) or one of {', '.join(known)}"
+    names = ", ".join(known)
+    return f"there is no model {source!r}. Give a path, a hub id (organisation/model) or one of {names}"
 
 
 def _in_folder(folder: Path, name: str) -> CheckpointFiles:
