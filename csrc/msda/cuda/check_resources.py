@@ -3,8 +3,8 @@
 
     python csrc/msda/cuda/check_resources.py [--archs 80 90] [--jobs N] [--verbose]
 
-A local array that the compiler cannot keep in registers costs more than the arithmetic around it, and nothing in a test
-of results would show it. Needs nvcc, no GPU and no PyTorch. Leaves nothing behind.
+A local array that the compiler cannot keep in registers costs more than the arithmetic around it, and nothing
+in a test of results would show it. Needs nvcc, no GPU and no PyTorch. Leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = tuple(path for path in sorted(FOLDER.glob("*.cu")) if path.name != "register.cu")  # that one has no kernels
+SOURCES = tuple(
+    path for path in sorted(FOLDER.glob("*.cu")) if path.name != "register.cu"
+)  # it has no kernels
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def parse(report: str) -> list[Kernel]:
     kernels, blocks = [], re.split(r"Compiling entry function '", report)[1:]
     for block in blocks:
         head = re.match(r"(\w+)' for 'sm_(\w+)'", block)
-        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", block)
         registers = re.search(r"Used (\d+) registers", block)
         if head is None or frame is None or registers is None:
             raise ValueError(f"cannot read this report of ptxas:\n{block}")
@@ -64,8 +66,9 @@ def find_nvcc() -> str | None:
 
 def compile_source(nvcc: str, source: Path, archs: list[str], folder: Path) -> list[Kernel]:
     targets = [flag for arch in archs for flag in ("-gencode", f"arch=compute_{arch},code=sm_{arch}")]
-    command = [nvcc, "-std=c++17", "-O3", *targets, "-Xptxas", "-v", "-c", str(source)]
-    done = subprocess.run([*command, "-o", str(folder / f"{source.stem}.o")], capture_output=True, text=True, check=False)
+    output = str(folder / f"{source.stem}.o")
+    command = [nvcc, "-std=c++17", "-O3", *targets, "-Xptxas", "-v", "-c", str(source), "-o", output]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"nvcc failed on {source.name}:\n{done.stderr or done.stdout}")
     return parse(done.stderr + done.stdout)
@@ -80,7 +83,7 @@ def main() -> int:
 
     nvcc = find_nvcc()
     if nvcc is None:
-        print("check_resources: nvcc was not found. Install the CUDA toolkit, or set CUDA_HOME to its folder.", file=sys.stderr)
+        print("check_resources: no nvcc found. Install the CUDA toolkit, or set CUDA_HOME.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         found = pool.map(lambda source: compile_source(nvcc, source, options.archs, Path(folder)), SOURCES)
@@ -92,7 +95,8 @@ def main() -> int:
 
     bad = [kernel for kernel in kernels if not kernel.clean]
     for kernel in kernels if options.verbose else bad:
-        print(f"sm_{kernel.arch} {kernel.registers:3} registers {kernel.stack:4} B stack {kernel.spills:4} B spilled  {kernel.name}")
+        numbers = f"{kernel.registers:3} registers {kernel.stack:4} B stack {kernel.spills:4} B spilled"
+        print(f"sm_{kernel.arch} {numbers}  {kernel.name}")
     for arch in options.archs:
         of_arch = [kernel for kernel in kernels if kernel.arch == arch]
         if not of_arch:
