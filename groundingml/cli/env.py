@@ -26,6 +26,7 @@ _PACKAGES = (
     "scipy",
     "huggingface-hub",
 )
+_CAPABILITY = "GROUNDINGML_CPU_CAPABILITY"  # chooses the processor capability of the ops
 _EXTRAS = {
     "cli": ("typer", "rich"),
     "serve": ("fastapi", "uvicorn", "httpx", "defusedxml"),
@@ -78,18 +79,10 @@ def _torch_facts(problems: list[dict[str, str]]) -> dict[str, Any]:
     """What only a running PyTorch tells: the ops and the devices."""
     try:
         import torch
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # missing ops are listed below as a problem
-            from groundingml import ops
-
-            status = ops.status()
-    except (ImportError, OSError, RuntimeError) as error:
-        install = f"{sys.executable} -m pip install torch"
+    except (ImportError, OSError) as error:  # OSError: a library of PyTorch's own does not load
+        install = f"{sys.executable} -m pip install --force-reinstall torch"
         problems.append(_problem("PyTorch", f"it does not import: {error}", install))
         return {"ops": None, "devices": []}
-    if status.reason is not None:
-        problems.append(_problem("compiled ops", status.reason, status.remedy or "see the README"))
     devices = [{"name": "cpu", "about": f"{torch.get_num_threads()} threads"}]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(number)
@@ -101,14 +94,32 @@ def _torch_facts(problems: list[dict[str, str]]) -> dict[str, Any]:
             }
         )
     return {
-        "ops": {
-            "compiled": status.available,
-            "cpu_capability": status.cpu_capability,
-            "cuda_archs": list(status.cuda_archs),
-            "build": status.build,
-        },
+        "ops": _ops(problems),
         "torch_cuda": _torch_cuda(torch.version.cuda, torch.cuda.is_available()),
         "devices": devices,
+    }
+
+
+def _ops(problems: list[dict[str, str]]) -> dict[str, Any] | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing ops are listed below as a problem
+            from groundingml import ops
+
+            status = ops.status()
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        run = f"{sys.executable} -m pip install --force-reinstall --no-deps SOURCE_FOLDER_OF_GROUNDINGML"
+        if _CAPABILITY in os.environ and _CAPABILITY in str(error):
+            run = f"unset {_CAPABILITY}"
+        problems.append(_problem("compiled ops", str(error), run))
+        return None
+    if status.reason is not None:
+        problems.append(_problem("compiled ops", status.reason, status.remedy or "see the README"))
+    return {
+        "compiled": status.available,
+        "cpu_capability": status.cpu_capability,
+        "cuda_archs": list(status.cuda_archs),
+        "build": status.build,
     }
 
 
@@ -204,6 +215,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "CUDA architectures", ", ".join(ops["cuda_archs"]) or "no CUDA kernels compiled"
         for name, value in ops["build"].items():
             yield f"ops built with {name}", value or "-"
+    if found["devices"]:
         yield "CUDA of PyTorch", found["torch_cuda"]
     for device in found["devices"]:
         yield "device", f"{device['name']}: {device['about']}"

@@ -23,11 +23,11 @@ def find_images(arguments: list[str]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = Path(argument)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_input(file))
         elif not path.exists() and glob.has_magic(argument):
-            matches = (Path(match) for match in glob.glob(str(path), recursive=True))
+            matches = (Path(match) for match in glob.glob(argument, recursive=True))
             files = sorted(file for file in matches if _is_input(file))
         else:
             files = [path]

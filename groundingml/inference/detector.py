@@ -140,6 +140,10 @@ class Detector:
     ) -> Detections | list[Detections]:
         """Detections of one image, or a list of them for a sequence of images.
 
+        At most 300 boxes an image, best first. One object may come under several labels, each by its own
+        score; boxes of one label found by several of its prompts are merged where they overlap by 0.7 or
+        more.
+
         Args:
             images: a path, encoded bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8 or
                 floats in 0..1; or a sequence of these (also an array (B, H, W, 3) or a tensor (B, 3, H, W)).

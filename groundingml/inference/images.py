@@ -95,7 +95,7 @@ def _existing_file(source: str | os.PathLike[str], name: str) -> Path:
         raise ImageError(
             name[:80], "this is a URL, not a file: download it first, then give its path or bytes"
         )
-    path = Path(source).expanduser()
+    path = Path(source)
     try:
         if path.is_dir():
             raise ImageError(name, "is a folder, not an image")

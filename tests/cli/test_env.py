@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ import groundingml
 from groundingml import ops
 from groundingml.cli import env
 from groundingml.cli.app import app
+
+PACKAGE = Path(groundingml.__file__).parent
 
 
 def test_json_holds_what_a_bug_report_needs() -> None:
@@ -74,3 +80,16 @@ def test_missing_packages_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Missing: scipy" in result.stdout
     assert "Missing: fastapi" not in result.stdout, "an extra is no problem"
     assert "fastapi (optional: pip install 'groundingml[serve]')" in result.stdout
+
+
+def test_a_wrong_processor_capability_is_said() -> None:
+    """In a process of its own, because the ops are loaded once."""
+    environment = {**os.environ, "GROUNDINGML_CPU_CAPABILITY": "abacus"}
+    command = [sys.executable, "-m", "groundingml.cli", "env", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PACKAGE.parent)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    if found["ops"] is None:
+        assert found["problems"][0]["run"] == "unset GROUNDINGML_CPU_CAPABILITY"
+    else:
+        assert not found["ops"]["compiled"], "without compiled ops there is no capability to choose"

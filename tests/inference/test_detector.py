@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -366,3 +367,17 @@ def test_the_detector_says_what_it_is(detector: Detector) -> None:
     assert repr(detector) == "Detector('small', device='cpu', digest='000000000000')"
     assert detector.default_threshold == 0.3
     assert not detector.model.training
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("auto", 2e-3), ("bfloat16", 0.1), ("float16", 0.1)])
+def test_a_gpu_gives_the_same_scores(
+    detector: Detector, tokenizer: BertTokenizerFast, image: Image.Image, dtype: str, tolerance: float
+) -> None:
+    labels = {"pet": ["cat", "dog"], **{f"thing {number}": f"thing {number}" for number in range(100)}}
+    images = [image, image.rotate(180), image.resize((123, 77))]
+    expected = detector(images, labels=labels, threshold=0.0)
+    on_gpu = Detector(copy.deepcopy(detector.model), tokenizer, device="cuda", dtype=dtype)
+    for ours, theirs in zip(on_gpu(images, labels=labels, threshold=0.0), expected, strict=True):
+        assert len(ours) == len(theirs) == 300
+        assert np.abs(ours.scores - theirs.scores).max() < tolerance
