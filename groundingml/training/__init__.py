@@ -2,8 +2,11 @@
 
 >>> annotations = read_coco("train.json", "images")
 >>> dataset = CocoDataset(annotations, model.config, Augmentation())
->>> trainer = Trainer(model, tokenizer, dataset, TrainingConfig(epochs=20), "runs/first")
->>> result = trainer.fit()
+>>> def evaluate(model):
+...     return evaluate_detector(Detector(model, tokenizer), held_out).metrics()
+>>> trainer = Trainer(model, tokenizer, dataset, TrainingConfig(epochs=20), "runs/first", evaluate=evaluate)
+>>> result = trainer.fit(resume=True)
+>>> load_weights(model, result.best)
 """
 
 from groundingml.training.checkpoint import CheckpointError

@@ -64,6 +64,7 @@ def read_coco(
     annotations: str | Path | Mapping[str, Any],
     images: str | Path,
     bad_records: Literal["refuse", "skip"] = "refuse",
+    decode_images: bool = False,
 ) -> CocoAnnotations:
     """Read COCO detection annotations (``images``, ``annotations``, ``categories``).
 
@@ -73,6 +74,7 @@ def read_coco(
     ``neg_category_ids``.
     bad_records: "refuse" raises DatasetError naming them all; "skip" leaves them out and lists them in
     ``problems``. A file that is no COCO annotation at all raises DatasetError either way.
+    decode_images: read every picture to its end, so that one cut short is found now and not in training.
     """
     source = "annotations" if isinstance(annotations, Mapping) else str(annotations)
     content = annotations if isinstance(annotations, Mapping) else _read_json(Path(annotations))
@@ -83,7 +85,9 @@ def read_coco(
     problems: list[str] = []
     categories = _by_id("categories", content["categories"], _category, problems)
     folder = Path(images)
-    files = _by_id("images", content["images"], lambda entry: _image(entry, folder, categories), problems)
+    files = _by_id(
+        "images", content["images"], lambda entry: _image(entry, folder, categories, decode_images), problems
+    )
     listed = {_key(entry) for entry in content["images"]}
     boxes: dict[Any, list[_Box]] = {}
 
@@ -203,7 +207,7 @@ def _category(entry: Mapping[str, Any]) -> str:
     return name.strip()
 
 
-def _image(entry: Mapping[str, Any], folder: Path, categories: Mapping[Any, str]) -> _ImageFile:
+def _image(entry: Mapping[str, Any], folder: Path, categories: Mapping[Any, str], decode: bool) -> _ImageFile:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
         raise _BadRecord("has no 'file_name'")
@@ -217,6 +221,9 @@ def _image(entry: Mapping[str, Any], folder: Path, categories: Mapping[Any, str]
         raise _BadRecord(f"no such file: {path}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise _BadRecord(f"{path}: {_why_unreadable(path) or error}") from error
+    unreadable = _why_unreadable(path) if decode else None
+    if unreadable is not None:
+        raise _BadRecord(f"{path}: {unreadable}")
     said = (entry.get("width", width), entry.get("height", height))
     if said != (width, height):
         raise _BadRecord(f"annotated as {said[0]}x{said[1]}, but {path} is {width}x{height} when upright")

@@ -16,6 +16,7 @@ from groundingml.training.batches import Batch, epoch_batches
 from groundingml.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from groundingml.training.dataset import TrainingSet
 from groundingml.training.denoising import DenoisingConfig, make_denoising
+from groundingml.training.feature_cache import CachedBackbone
 from groundingml.training.interruption import StopRequest
 from groundingml.training.losses import LossConfig, grounding_losses
 from groundingml.training.optimization import AveragedWeights, freeze, learning_rate_factor, parameter_groups
@@ -25,8 +26,7 @@ from groundingml.training.prompts import PromptConfig, PromptSampler
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides a run, beside the model and the data. The defaults fine-tune with the encoders
-    frozen.
+    """What decides a run, beside the model and the data. The defaults fine-tune with the encoders frozen.
 
     frozen: parts that keep their weights and stay in evaluation mode ("backbone", "text_encoder.bert").
     learning_rate_factors: part -> factor on the learning rate, for example {"backbone": 0.1}.
@@ -71,8 +71,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step: its number from 1, the epoch (a fraction), and the losses averaged over its
-    batches."""
+    """One optimiser step: its number from 1, the epoch as a fraction, losses averaged over its batches."""
 
     step: int
     total_steps: int
@@ -122,6 +121,11 @@ class Trainer:
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("there is no image to train on")
+        if isinstance(dataset, CachedBackbone) and ("backbone" not in config.frozen or config.workers > 0):
+            raise ValueError(
+                "the training set holds the backbone's maps, computed in this process: put 'backbone' among "
+                "the frozen parts and use workers=0, or train on the data set itself"
+            )
         self.model = model
         self.dataset = dataset
         self.config = config
@@ -155,11 +159,11 @@ class Trainer:
         return -(-batches // self.config.accumulate)
 
     def fit(self, resume: bool = False) -> TrainingResult:
-        """Train to the end, or until the process is asked to stop (Ctrl-C, SIGTERM), which writes a
-        checkpoint first.
+        """Train to the end, or until Ctrl-C or SIGTERM, upon which a checkpoint is written first.
 
         resume: go on from last.pt in the folder if there is one. On the CPU, with the same number of threads,
-        a run that was stopped and resumed ends with the same weights, bit for bit, as one that was not.
+        a run that was stopped and resumed ends with the same weights, bit for bit, as one that was not. Seeds
+        torch's global generator.
         Raises CheckpointError when last.pt belongs to another run; FloatingPointError when training diverges.
         """
         torch.manual_seed(self.config.seed)
@@ -183,6 +187,8 @@ class Trainer:
                 if self._epoch % self.config.evaluate_epochs == 0 or self._epoch == self.config.epochs:
                     self._evaluate()
                 self._save()
+                if stop.requested and self._epoch < self.config.epochs:
+                    return self._result(finished=False)
         return self._result(finished=True)
 
     def _steps_left(self) -> Iterator[list[Batch]]:
@@ -268,8 +274,7 @@ class Trainer:
             module.eval()
 
     def _evaluate(self) -> None:
-        """Measure the weights (their average, if kept), note the numbers, keep the weights if they are the
-        best."""
+        """Measure the weights (their average, if there is one), note the numbers, keep the best weights."""
         if self.evaluate is None:
             return
         if self._average is not None:
@@ -277,7 +282,7 @@ class Trainer:
         try:
             self.model.eval()
             with torch.no_grad(), torch.random.fork_rng():  # evaluation must not change what is trained next
-                numbers = dict(self.evaluate(self.model))
+                numbers = {name: float(value) for name, value in self.evaluate(self.model).items()}
             if self.metric not in numbers:
                 raise ValueError(
                     f"the evaluation returned {sorted(numbers)}, but not the metric {self.metric!r}"

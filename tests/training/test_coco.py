@@ -119,6 +119,16 @@ def test_a_damaged_image_file_is_a_bad_record_and_its_boxes_are_not_listed_again
     assert "a.png" in refused.value.problems[0]
 
 
+def test_a_picture_cut_short_is_found_when_images_are_decoded(tmp_path: Path) -> None:
+    content = good(tmp_path)
+    Image.effect_noise((40, 20), 50).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
+    content["images"][0]["file_name"] = "a.jpg"
+    assert len(read_coco(content, tmp_path).records) == 2  # its header is whole
+    with pytest.raises(DatasetError, match=r"images\[0\] \(id 1\): .*a\.jpg: damaged or cut short"):
+        read_coco(content, tmp_path, decode_images=True)
+
+
 def test_an_image_lying_on_its_side_counts_upright(tmp_path: Path) -> None:
     content = good(tmp_path)
     exif = Image.Exif()

@@ -64,12 +64,12 @@ def test_a_random_network_learns_the_pictures_by_heart(
     model = new_model()
     dataset = make_dataset(coco_folder, model)
     config = TrainingConfig(
-        epochs=120,
+        epochs=90,
         batch_size=3,
         learning_rate=2e-3,
         frozen=("text_encoder.bert",),
         warmup_steps=10,
-        drop_epochs=(100,),
+        drop_epochs=(75,),
         clip_norm=1.0,
         denoising=DenoisingConfig(queries=10),
     )
@@ -328,6 +328,29 @@ def test_diverged_training_stops_and_keeps_the_last_checkpoint(
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["step"] == 3
     assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize("changes", [{"frozen": ()}, {"workers": 1}])
+def test_a_cached_backbone_can_neither_be_trained_nor_run_in_workers(
+    changes: dict[str, Any], coco_folder: Path, tokenizer: Any, tmp_path: Path, model: GroundingDino
+) -> None:
+    cached = CachedBackbone(make_dataset(coco_folder, model), model)
+    with pytest.raises(ValueError, match="holds the backbone's maps"):
+        Trainer(model, tokenizer, cached, replace(QUICK, **changes), tmp_path / "run")
+
+
+def test_a_stop_during_evaluation_ends_the_run_before_the_next_epoch(
+    coco_folder: Path, tokenizer: Any, tmp_path: Path, model: GroundingDino
+) -> None:
+    def evaluate(model: GroundingDino) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"map50": 0.5}
+
+    dataset = make_dataset(coco_folder, model)
+    result = Trainer(model, tokenizer, dataset, QUICK, tmp_path / "run", evaluate=evaluate).fit()
+    assert not result.finished
+    assert result.steps == 3
+    assert [entry["map50"] for entry in result.history] == [0.5]
 
 
 @pytest.mark.gpu
