@@ -45,7 +45,7 @@ class Predictor:
     def __init__(self, settings: Settings, worker: ModelWorker) -> None:
         self._worker = worker
         self._fetcher = ImageFetcher(settings)
-        # Batches put one image at a time before the detector, so that a typed prompt waits for one image only.
+        # Batches put one image at a time before the detector, so that a typed prompt waits for one only.
         self._batch_turn = asyncio.Lock()
         self._fetch_threads = concurrent.futures.ThreadPoolExecutor(
             2 * IMAGES_AHEAD, thread_name_prefix="image fetcher"

@@ -1,8 +1,8 @@
 """Make the environment in which the end-to-end tests run Label Studio, and print its folder.
 
 Label Studio's requirements do not go together with ours, so it gets a virtual environment of its own: the
-folder `.venv-label-studio`, or the one that GROUNDINGML_LS_VENV names. A migrated, empty database is kept in it,
-since the first start of a new one takes minutes. Run again, it does nothing.
+folder `.venv-label-studio`, or the one that GROUNDINGML_LS_VENV names. A migrated, empty database is kept in
+it, since the first start of a new one takes minutes. Run again, it does nothing.
 """
 
 from __future__ import annotations

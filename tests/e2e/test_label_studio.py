@@ -202,7 +202,7 @@ def playwright_timeout() -> type[Exception]:
 
 
 def open_in_editor(page: Any, label_studio: Any, project: int, task: int, label: str) -> None:
-    """Open a task, until its predicted boxes are listed: opened by its URL, the editor now and then misses them."""
+    """Open a task until its predicted boxes are listed; opened by URL, the editor sometimes misses them."""
     region = page.locator(".lsf-outliner-item, .lsf-tree__node").filter(has_text=label).first
     for _ in range(4):
         page.goto(f"{label_studio.url}/projects/{project}/data?task={task}")
