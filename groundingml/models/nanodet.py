@@ -157,8 +157,9 @@ class NanoDetHead(nn.Module):
 def expected_distances(logits: Tensor, bins: int) -> Tensor:
     """Logits (..., 4 * bins) -> the mean of each side's distribution, (..., 4) as left, top, right, bottom
     in strides."""
-    distribution = logits.unflatten(-1, (4, bins)).softmax(dim=-1)
-    return distribution @ torch.arange(bins, dtype=logits.dtype, device=logits.device)
+    distribution = logits.reshape(*logits.shape[:-1], 4, bins).softmax(dim=-1)
+    distances: Tensor = distribution @ torch.arange(bins, dtype=logits.dtype, device=logits.device)
+    return distances
 
 
 def grid_centres(height: int, width: int, stride: int, like: Tensor) -> Tensor:
