@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from groundingml.cli.files import DrawnNames, find_images
+from groundingml.cli.question import read_question
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,7 +92,10 @@ def detect(
     An image that cannot be read does not stop the others; it is reported at the end, and the exit status is
     1.
     """
-    question = _read_question(labels, caption, labels_file)
+    try:
+        question = read_question(labels, caption, labels_file)
+    except ValueError as error:
+        _fail(str(error), 2)
     files = find_images(images)
     if not files:
         _fail(f"no images found in {', '.join(images)}", 2)
@@ -207,53 +211,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _read_question(labels: str | None, caption: str | None, labels_file: Path | None) -> dict[str, Any]:
-    """The keyword argument for the detector: ``labels`` or ``caption``."""
-    if sum(given is not None for given in (labels, caption, labels_file)) != 1:
-        _fail(
-            "say what to look for with one of --labels, --caption and --labels-file, "
-            'for example --labels "cat, remote control"',
-            2,
-        )
-    if caption is not None:
-        return {"caption": caption}
-    if labels is not None:
-        names = [part.strip() for piece in labels.split(",") for part in f"{piece} ".split(" . ")]
-        asked = [name.removesuffix(" .").strip() for name in names if name.strip(" .")]
-        if not asked:
-            _fail('--labels names nothing; for example --labels "cat, remote control"', 2)
-        return {"labels": asked}
-    assert labels_file is not None
-    try:
-        text = labels_file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        _fail(f"the labels file {labels_file} cannot be read: {error}", 2)
-    if labels_file.suffix.lower() != ".json":
-        lines = [line.strip() for line in text.splitlines()]
-        asked = [line for line in lines if line and not line.startswith("#")]
-        if not asked:
-            _fail(f"the labels file {labels_file} has no labels; write one on each line", 2)
-        return {"labels": asked}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        _fail(f"the labels file {labels_file} is not JSON: {error}", 2)
-    if not _is_labels(value):
-        example = '{"pet": ["cat", "dog"]}'
-        _fail(f"the labels file {labels_file} must hold a list of names or an object such as {example}", 2)
-    return {"labels": value}
-
-
-def _is_labels(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(prompts, str) or _is_names(prompts) for prompts in value.values())
-    return _is_names(value)
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _load_detector(model: str, device: str, shown: Console) -> Detector:

@@ -53,7 +53,7 @@ def extract_phrases(caption: str) -> list[Phrase]:
         runs = [
             list(group) for mark, group in groupby(range(len(words)), lambda i: words[i].mark) if not mark
         ]
-    spans = [(words[run[0]].start, words[run[-1]].end) for run in runs]
+    spans = [(words[run[0]].start, words[run[-1]].end - _possessive_ending(words[run[-1]])) for run in runs]
     return [Phrase(caption[start:end], start, end) for start, end in spans]
 
 
@@ -102,6 +102,11 @@ def _words(caption: str) -> list[_Word]:
     ]
 
 
+def _possessive_ending(word: _Word) -> int:
+    """How many letters to leave out at the end of a phrase: "the man's wearing a hat" names a man."""
+    return 2 if word.text.endswith("'s") else 0
+
+
 def _is_number(word: _Word) -> bool:
     return word.text.replace(".", "").replace(",", "").isdigit()
 
@@ -137,9 +142,11 @@ def _is_verb(words: list[_Word], index: int, run: list[int]) -> bool:
     before, after = _kind(words, index - 1), _kind(words, index + 1)
     if word in _VERB_S and index and words[index - 1].text in ("that", "which"):
         return True  # "the cat that sits"
-    described = before == "determiner" or (bool(run) and words[index - 1].text in _ADJECTIVES)
-    if described or "-" in word:
-        return False  # "a running dog", "two small watches", "four-legged"
+    previous = words[index - 1].text if index else ""
+    described = before == "determiner" or (bool(run) and previous in _ADJECTIVES)
+    owned = previous.endswith("'s") and not word.endswith("ing")
+    if described or owned or "-" in word:
+        return False  # "a running dog", "two small watches", "a man's left hand", "four-legged"
     goes_on = after in (None, "determiner", "pronoun", "preposition")
     has_object = after in ("determiner", "pronoun")
     if word in _VERB_S:
@@ -154,7 +161,9 @@ def _is_verb(words: list[_Word], index: int, run: list[int]) -> bool:
         following = words[index + 1].text if index + 1 < len(words) else ""
         return not (word in _ING_MODIFIERS and following.removesuffix("s") in _ING_MODIFIERS[word])
     if word in _VERB_PAST or (word.endswith("ed") and len(word) > 4 and word not in _ED_NAMES):
-        return bool(run) or after is not None  # "parked cars", "broken glass" but "a car parked here"
+        return (
+            bool(run) or after is not None or previous in _BE
+        )  # "parked cars", "broken glass" but "a car parked here"
     return False
 
 
@@ -199,6 +208,7 @@ _FUNCTION_WORDS = _set(
     "only even still again away together apart next ahead back nearby now today please let let's yes "
     "quite rather almost maybe perhaps etc eg ie"
 )
+_BE = _set("is are was were be been being")
 _LY_NAMES = _set(
     "family butterfly dragonfly fly firefly gadfly lily jelly belly bully ally dolly holly gully curly "
     "woolly lovely ugly friendly elderly silly hilly trolly supply assembly monopoly ply italy july "
@@ -275,7 +285,7 @@ _NOUN_OR_VERB_S = _set(
     "skis bikes passes types signs plants steps"
 )
 _VERB_BASE = _set(
-    "hold wear sit eat carry throw read write hang lean contain include bring take make give sell buy "
+    "hold lie wear sit eat carry throw read write hang lean contain include bring take make give sell buy "
     "pull push catch sleep run jump swim smile laugh talk speak sing enjoy feed chase climb find show "
     "detect locate count segment see look ride play watch stand walk wait pose gather surround"
 )

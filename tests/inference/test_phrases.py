@@ -51,6 +51,8 @@ from groundingml.inference.phrases import split_sentences
         ("people hold umbrellas in the rain", ["people", "umbrellas", "rain"], "base forms"),
         ("find the cat that sits behind the sofa", ["cat", "sofa"], "an instruction with a relative clause"),
         ("the woman's red hat and his shoes", ["woman's red hat", "shoes"], "possessives"),
+        ("a man's wearing a hat on someone's left hand", ["man", "hat", "someone's left hand"], "'s"),
+        ("a woman is seen brushing her teeth", ["woman", "teeth"], "participles after 'is'"),
         (
             "A U.S. flag is flying above 3.5 houses",
             ["U.S. flag", "houses"],
