@@ -68,7 +68,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
 
     folder = resolve(source).folder
     if folder is not None and not (folder / "tokenizer.json").is_file() and (folder / "vocab.txt").is_file():
-        return BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=BERT_POSITIONS)
+        return BertTokenizerFast.from_pretrained(str(folder), model_max_length=BERT_POSITIONS)
     if folder is None or not (folder / "tokenizer.json").is_file():
         folder = EMBEDDED / "nano"
     return PreTrainedTokenizerFast(
