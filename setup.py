@@ -1,14 +1,14 @@
-"""Builds the compiled ops: csrc -> groundingml/ops/_library.so and groundingml/ops/_build.*.so. Metadata: pyproject.toml.
+"""Builds the compiled ops: csrc -> groundingml/ops/_library.so and _build.*.so. Metadata: pyproject.toml.
 
 Environment variables:
     CXX                        the C++ compiler (default: g++, c++ or clang++)
     CUDA_HOME                  where nvcc is (default: /usr/local/cuda, then PATH)
-    GROUNDINGML_CUDA_ARCHS     compute capabilities, e.g. "8.0;9.0+PTX" (default: those two, if nvcc knows them)
+    GROUNDINGML_CUDA_ARCHS     compute capabilities, e.g. "8.0;9.0+PTX" (default: these, if nvcc knows them)
     GROUNDINGML_NO_CUDA=1      build the CPU kernels only, even where nvcc is found
     GROUNDINGML_NO_NATIVE=1    install without compiled ops
     MAX_JOBS                   parallel compiler runs
 
-Objects stay in build/native/, so a second build with nothing changed takes no time. docs/custom_op.md has the reasons.
+Objects stay in build/native/, so a second build of the same takes no time. Reasons: docs/custom_op.md.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ BUILD_MODULE = "groundingml.ops._build"
 # Everything newer than 2.10 is left out of PyTorch's headers, so that one binary serves 2.10 and later.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
-CXX_FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra "
-    "-Wno-maybe-uninitialized"  # false alarms inside GCC 12's own AVX512 header
-).split()
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+CXX_FLAGS += [
+    "-Wall",
+    "-Wextra",
+    "-Wno-maybe-uninitialized",
+]  # the last: false alarms in GCC 12's AVX512 header
 # Each instruction set gets its own translation unit; see csrc/msda/cpu/kernels.inc.
 X86_UNITS = {
     "msda/cpu/kernels_avx2.cpp": ["-march=x86-64-v3"],
@@ -98,16 +100,22 @@ def find_cuda() -> Cuda | None:
     if asked_for("GROUNDINGML_NO_CUDA"):
         return None
     homes = [os.environ["CUDA_HOME"]] if os.environ.get("CUDA_HOME") else ["/usr/local/cuda"]
-    nvcc = next((path for home in homes if (path := shutil.which(f"{home}/bin/nvcc"))), None) or shutil.which("nvcc")
+    nvcc = next((path for home in homes if (path := shutil.which(f"{home}/bin/nvcc"))), None) or shutil.which(
+        "nvcc"
+    )
     if nvcc is None:
         return None
     try:
-        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()
-        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+        version = subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        known = subprocess.run(
+            [nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True
+        ).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(
-            f"{nvcc} does not run ({error}). Set CUDA_HOME to a working toolkit, or GROUNDINGML_NO_CUDA=1 to build "
-            "the CPU kernels only"
+            f"{nvcc} does not run ({error}). Set CUDA_HOME to a working toolkit, or "
+            "GROUNDINGML_NO_CUDA=1 to build the CPU kernels only"
         ) from None
     cuda = Cuda(nvcc, next((line for line in version if "release" in line), version[-1]))
     chosen = os.environ.get("GROUNDINGML_CUDA_ARCHS")
@@ -117,7 +125,9 @@ def find_cuda() -> Cuda | None:
             continue
         if f"compute_{number}" not in known:
             if chosen:
-                raise BuildError(f"GROUNDINGML_CUDA_ARCHS has {arch!r}, but {nvcc} knows only {' '.join(known)}")
+                raise BuildError(
+                    f"GROUNDINGML_CUDA_ARCHS has {arch!r}, but {nvcc} knows only {' '.join(known)}"
+                )
             continue
         cuda.archs.append(arch)
         cuda.flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
@@ -136,7 +146,7 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def link_folder(link: Path, target: Path) -> None:
-    """A fixed name for a folder that moves (build isolation uses a new one each time), so that commands stay the same."""
+    """A fixed name for a folder that moves with each isolated build, so that the commands stay the same."""
     if link.is_symlink() and link.resolve() == target.resolve():
         return
     link.unlink(missing_ok=True)
@@ -167,7 +177,12 @@ def write_ninja_file(folder: Path) -> None:
     link_folder(folder / "pybind11", Path(pybind11.get_include()))
 
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sources = ["library.cpp", "msda/cpu/register.cpp", "msda/cpu/capability.cpp", "msda/cpu/kernels_generic.cpp"]
+    sources = [
+        "library.cpp",
+        "msda/cpu/register.cpp",
+        "msda/cpu/capability.cpp",
+        "msda/cpu/kernels_generic.cpp",
+    ]
     sources += list(X86_UNITS) if is_x86 else []
     cuda_sources = sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("msda/cuda/*.cu")) if cuda else []
 
@@ -180,7 +195,8 @@ def write_ninja_file(folder: Path) -> None:
     }
     quoted = {name: text.replace("\\", "\\\\").replace('"', '\\"') for name, text in info.items()}
     write_if_changed(
-        folder / "build_info.h", "".join(f'#define GROUNDINGML_{name} "{text}"\n' for name, text in quoted.items())
+        folder / "build_info.h",
+        "".join(f'#define GROUNDINGML_{name} "{text}"\n' for name, text in quoted.items()),
     )
 
     torch_flags = ["-isystem", "torch/include", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
@@ -218,7 +234,10 @@ def write_ninja_file(folder: Path) -> None:
         rule = "nvcc" if source.endswith(".cu") else "cxx"
         flags = torch_flags + X86_UNITS.get(source, [])
         objects.append(source.replace("/", "_") + ".o")
-        lines += [f"build {objects[-1]}: {rule} {ninja_escape(str(CSRC / source))}", f"  flags = {shlex.join(flags)}"]
+        lines += [
+            f"build {objects[-1]}: {rule} {ninja_escape(str(CSRC / source))}",
+            f"  flags = {shlex.join(flags)}",
+        ]
     lines += [
         f"build _library.so: link_library {' '.join(objects)}",
         f"build build_info.o: cxx {ninja_escape(str(CSRC / 'build_info.cpp'))}",
@@ -236,7 +255,7 @@ def run_ninja(folder: Path) -> None:
     if subprocess.run(command, check=False).returncode != 0:
         raise BuildError(
             "compiling the ops failed; the compiler's own message is above. If CUDA is the trouble, "
-            "GROUNDINGML_NO_CUDA=1 builds the CPU kernels only; GROUNDINGML_NO_NATIVE=1 installs without compiled ops"
+            "GROUNDINGML_NO_CUDA=1 builds the CPU kernels only; GROUNDINGML_NO_NATIVE=1 installs without any"
         )
 
 
@@ -245,7 +264,9 @@ class BuildOps(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.rpartition(".")[2] == "_library":
-            return fullname.replace(".", os.sep) + ".so"  # loaded by torch.ops.load_library, not imported by Python
+            return (
+                fullname.replace(".", os.sep) + ".so"
+            )  # loaded by torch.ops.load_library, not imported by Python
         return str(super().get_ext_filename(fullname))
 
     def run(self) -> None:
@@ -268,7 +289,7 @@ def extensions() -> list[Extension]:
     if asked_for("GROUNDINGML_NO_NATIVE"):
         return []
     files = sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*") if path.is_file())
-    # Both are built from the same tree by BuildOps; sources and depends are listed for the source distribution.
+    # Both are built from the same tree by BuildOps; `depends` is for the source distribution.
     return [Extension(LIBRARY, sources=[], depends=files), Extension(BUILD_MODULE, sources=[], depends=files)]
 
 

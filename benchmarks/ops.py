@@ -7,12 +7,12 @@
 Peers: transformers' `MultiScaleDeformableAttention` and, where it is installed, `torch-ms-deform-attn` 0.1.1
 (`pip install --no-build-isolation --no-binary torch-ms-deform-attn torch-ms-deform-attn==0.1.1`).
 
-Shapes are Grounding DINO's at 800x1333: 8 heads of 32 channels, 4 levels, 4 points, float32. Encoder: one query for each
-of 22,223 pixels, offsets of sigma 4 pixels around it. Decoder: 900 queries, sigma 0.08 of the image.
+Shapes are Grounding DINO's at 800x1333: 8 heads of 32 channels, 4 levels, 4 points, float32. Encoder: one
+query for each of 22,223 pixels, offsets of sigma 4 pixels around it. Decoder: 900 queries, sigma 0.08 of the image.
 
-Machines are shared, so what is compared is process CPU time, and all contestants take turns within one run. Reported:
-the median, and half the range between the quartiles. Wall time is kept beside it; with several threads it is what
-counts, and only a quiet machine gives a true one.
+Machines are shared, so what is compared is process CPU time, and all contestants take turns within one run.
+Reported: the median, and half the range between the quartiles. Wall time is kept beside it; with several
+threads it is what counts, and only a quiet machine gives a true one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def make_inputs(shape: str, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     sizes = torch.tensor([(width, height) for height, width in LEVELS], dtype=torch.float32)
     if shape == "encoder":
         grids = [
-            torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in LEVELS
+            torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1)
+            for h, w in LEVELS
         ]
         centers = torch.cat(grids).expand(batch, -1, -1)
         spread = 4 / sizes[:, None]
@@ -73,7 +74,11 @@ def make_inputs(shape: str, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     queries = centers.shape[1]
     noise = torch.randn(batch, queries, HEADS, len(LEVELS), POINTS, 2)
     locations = centers[:, :, None, None, None] + noise * spread
-    weights = torch.randn(batch, queries, HEADS, len(LEVELS) * POINTS).softmax(-1).unflatten(-1, (len(LEVELS), POINTS))
+    weights = (
+        torch.randn(batch, queries, HEADS, len(LEVELS) * POINTS)
+        .softmax(-1)
+        .unflatten(-1, (len(LEVELS), POINTS))
+    )
     return torch.randn(batch, ROWS, HEADS, CHANNELS), locations, weights
 
 
@@ -121,7 +126,9 @@ def usable_capabilities() -> list[str]:
     return usable
 
 
-def measure(contestants: dict[str, Op], shape: str, batch: int, mode: str, threads: int, quick: bool) -> list[Row]:
+def measure(
+    contestants: dict[str, Op], shape: str, batch: int, mode: str, threads: int, quick: bool
+) -> list[Row]:
     torch.set_num_threads(threads)
     inputs = make_inputs(shape, batch)
     if mode != "forward":
@@ -140,7 +147,9 @@ def measure(contestants: dict[str, Op], shape: str, batch: int, mode: str, threa
         for name, op in contestants.items():  # also the warm-up
             output = op(*inputs).detach()
             expected = output if expected is None else expected
-            torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3, msg=f"{name} computes something else")
+            torch.testing.assert_close(
+                output, expected, rtol=1e-3, atol=1e-3, msg=f"{name} computes something else"
+            )
             run(op)
         cpu: dict[str, list[float]] = {name: [] for name in contestants}
         wall: dict[str, list[float]] = {name: [] for name in contestants}
@@ -164,7 +173,11 @@ def table(rows: list[Row], time_of: Callable[[Row], float], title: str) -> str:
     groups: dict[tuple[str, int, str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.shape, row.batch, row.mode, row.threads), []).append(row)
-    lines = [f"### {title}", "", "| shape | mode | threads | op | ms | x transformers | x torch-ms-deform-attn |"]
+    lines = [
+        f"### {title}",
+        "",
+        "| shape | mode | threads | op | ms | x transformers | x torch-ms-deform-attn |",
+    ]
     lines.append("|---|---|---|---|---|---|---|")
     for (shape, batch, mode, threads), group in groups.items():
         times = {row.contestant: time_of(row) for row in group}
@@ -189,19 +202,21 @@ def processor() -> str:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__}
+    installed = {distribution.name for distribution in metadata.distributions()}
     for name in ("groundingml", *PEERS):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
+        found[name] = metadata.version(name) if name in installed else "not installed as a package"
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="one thread, batch 1, few repetitions")
     parser.add_argument("--shapes", nargs="+", default=["encoder", "decoder"], choices=["encoder", "decoder"])
-    parser.add_argument("--capabilities", nargs="+", help="avx512, avx2, default (default: all this processor has)")
+    parser.add_argument(
+        "--capabilities", nargs="+", help="avx512, avx2, default (default: all this processor has)"
+    )
     parser.add_argument("--threads", nargs="+", type=int, help="default: 1 and all")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()

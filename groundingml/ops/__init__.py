@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: compiled CPU and CUDA kernels with a plain PyTorch reference of the same signature."""
+"""Multi-scale deformable attention: compiled CPU and CUDA kernels, and a plain PyTorch reference."""
 
 from groundingml.ops import reference
 from groundingml.ops.functional import ms_deform_attn, ms_deform_attn_from_offsets

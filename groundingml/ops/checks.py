@@ -1,4 +1,4 @@
-"""What may go into the ops: shapes, dtypes and devices, with errors that print what came and what was expected."""
+"""What may go into the ops, with errors that print what came and what was expected."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _VALUE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def level_shapes(spatial_shapes: SpatialShapes) -> list[tuple[int, int]]:
     """`spatial_shapes` as a list of L (height, width).
 
-    A tensor (L, 2) is read back to the host, which waits for a GPU and breaks a compiled graph: pass a list where
-    speed matters.
+    A tensor (L, 2) is read back to the host, which waits for a GPU and breaks a compiled graph: pass a list
+    where speed matters.
     """
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.is_floating_point():
@@ -45,7 +45,10 @@ def check_locations(
     expected = (batch, queries, heads, len(levels), points)
     _check_shape("sampling_locations", sampling_locations, (*expected, 2), "(B, Q, M, L, P, 2)")
     _check_shape("attention_weights", attention_weights, expected, "(B, Q, M, L, P)")
-    for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
+    for name, tensor in (
+        ("sampling_locations", sampling_locations),
+        ("attention_weights", attention_weights),
+    ):
         _check_companion(value, name, tensor)
 
 
@@ -89,7 +92,7 @@ def _check_value(value: Tensor, levels: Sequence[tuple[int, int]]) -> tuple[int,
         total = total + height * width
     if value.shape[1] != total:
         raise ValueError(
-            f"value must have S = {total} rows, the sum of height * width over spatial_shapes {list(levels)}, "
+            f"value must have S = {total} rows, the sum of height * width over {list(levels)}, "
             f"got S = {value.shape[1]} in (B, S, M, D) = {_shape(value)}"
         )
     if value.shape[2] < 1 or value.shape[3] < 1:
@@ -111,7 +114,7 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: 
 
 
 def _check_companion(value: Tensor, name: str, tensor: Tensor) -> None:
-    """Beside 16-bit values geometry may be float32 (accurate, preferred) or value's dtype; else it is value's dtype.
+    """Geometry has value's dtype; beside 16-bit values it may be float32, which is more accurate.
 
     In an autocast region the dtypes are about to be cast.
     """
@@ -120,7 +123,9 @@ def _check_companion(value: Tensor, name: str, tensor: Tensor) -> None:
         names = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))
         raise TypeError(f"{name} must be {names} when value is {value.dtype}, got {tensor.dtype}")
     if tensor.device != value.device:
-        raise ValueError(f"{name} is on {tensor.device} but value is on {value.device}; move it with .to(value.device)")
+        raise ValueError(
+            f"{name} is on {tensor.device} but value is on {value.device}; move it with .to(value.device)"
+        )
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

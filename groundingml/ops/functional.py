@@ -19,16 +19,17 @@ from groundingml.ops.registration import cast_for_autocast
 def ms_deform_attn(
     value: Tensor, spatial_shapes: SpatialShapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Multi-scale deformable attention: for each query and head, a weighted sum of bilinear samples of `value`.
+    """Multi-scale deformable attention: per query and head, a weighted sum of bilinear samples of `value`.
 
     Zero outside the image, pixel centres at (i + 0.5) / size (`align_corners=False`). After "Deformable DETR"
     (Zhu et al., 2020), equation 3.
 
     Args:
         value: (B, S, M, D) in float64, float32, float16 or bfloat16; any strides.
-        spatial_shapes: L pairs (height, width) whose products add up to S. An integer tensor (L, 2) works too, but is
-            read back to the host, which waits for a GPU and breaks a compiled graph: prefer a list.
-        sampling_locations: (B, Q, M, L, P, 2) as (x, y), 0 to 1 across the image. NaN and infinity sample nothing.
+        spatial_shapes: L pairs (height, width) whose products add up to S. An integer tensor (L, 2) works too,
+            but is read back to the host, which waits for a GPU and breaks a compiled graph: prefer a list.
+        sampling_locations: (B, Q, M, L, P, 2) as (x, y), 0 to 1 across the image. NaN and infinity sample
+            nothing.
         attention_weights: (B, Q, M, L, P).
 
     Geometry (all but value) is float32, or value's dtype; arithmetic is in float32, for float64 in float64.
@@ -37,7 +38,7 @@ def ms_deform_attn(
         (B, Q, M*D) in value's dtype.
 
     Raises:
-        ValueError: shapes or devices do not fit; TypeError: dtypes do not. Both say what came and what was expected.
+        ValueError: shapes or devices do not fit, and TypeError: dtypes do not; both say what was expected.
     """
     levels = level_shapes(spatial_shapes)
     check_locations(value, levels, sampling_locations, attention_weights)

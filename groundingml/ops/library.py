@@ -49,12 +49,14 @@ def status() -> OpsStatus:
     """What is compiled and in use, and if something is missing, why and what to run."""
     if not _LIBRARY.device_types:
         return OpsStatus(False, _LIBRARY.reason, _remedy(), (), "none")
-    from groundingml.ops import _build
+    import groundingml.ops._build as _build
 
     build = dict(_build.build_info())
     reason = None
     if torch.cuda.is_available() and "cuda" not in _LIBRARY.device_types:
-        reason = "the ops were compiled without CUDA kernels: nvcc was not found, or GROUNDINGML_NO_CUDA was set"
+        reason = (
+            "the ops were compiled without CUDA kernels: nvcc was not found, or GROUNDINGML_NO_CUDA was set"
+        )
     archs = tuple(arch for arch in build["cuda_archs"].split(";") if arch)
     return OpsStatus(True, reason, _remedy() if reason else None, archs, _build.get_cpu_capability(), build)
 
@@ -71,7 +73,8 @@ def warn_about_reference(device_type: str) -> None:
         return  # said when loading
     remedy = f" To compile them: {_remedy()}" if device_type == "cuda" else ""
     warnings.warn(
-        f"groundingml has no compiled kernels for {device_type} tensors; the slower PyTorch reference is used.{remedy}",
+        f"groundingml has no compiled kernels for {device_type} tensors; "
+        f"the slower PyTorch reference is used.{remedy}",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -89,14 +92,14 @@ def _load() -> _Library:
     path = Path(__file__).with_name("_library.so")
     reason = None
     if not path.exists():
-        reason = f"{path} does not exist: groundingml was installed without compiling it (GROUNDINGML_NO_NATIVE=1?)"
+        reason = f"{path} does not exist: groundingml was installed without compiling it"
     else:
         try:
             torch.ops.load_library(path)
-            from groundingml.ops import _build
+            import groundingml.ops._build as _build
         except (OSError, ImportError) as error:
             detail = error.__cause__ or error  # PyTorch wraps the loader's own message
-            reason = f"the compiled ops do not load with PyTorch {torch.__version__} (2.10 or newer is needed): {detail}"
+            reason = f"they do not load with PyTorch {torch.__version__} (2.10 or newer is needed): {detail}"
         else:
             _build.get_cpu_capability()  # raises when GROUNDINGML_CPU_CAPABILITY is wrong
             return _Library(_device_types(), None, registration.register())

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: what the compiled ops are tested against, and what runs without them.
+"""Multi-scale deformable attention in plain PyTorch: the standard for the compiled ops, and their stand-in.
 
 Shapes: `B` batch, `S` flattened image tokens (sum of H*W over the levels), `M` heads, `D` channels per head,
 `Q` queries, `L` levels, `P` points. After "Deformable DETR" (Zhu et al., 2020), equation 3.
@@ -20,8 +20,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Weighted sum of bilinear samples; same signature and errors as `groundingml.ops.ms_deform_attn`.
 
-    Args: value (B, S, M, D); spatial_shapes L x (H, W); sampling_locations (B, Q, M, L, P, 2) as (x, y) in [0, 1];
-    attention_weights (B, Q, M, L, P). Returns (B, Q, M*D) in value's dtype.
+    Args: value (B, S, M, D); spatial_shapes L x (H, W); sampling_locations (B, Q, M, L, P, 2) as (x, y),
+    0 to 1; attention_weights (B, Q, M, L, P). Returns (B, Q, M*D) in value's dtype.
     """
     levels = level_shapes(spatial_shapes)
     check_locations(value, levels, sampling_locations, attention_weights)
@@ -35,11 +35,12 @@ def ms_deform_attn_from_offsets(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """The same from what a layer predicts; signature and errors of `groundingml.ops.ms_deform_attn_from_offsets`.
+    """The same from what a layer predicts, as `groundingml.ops.ms_deform_attn_from_offsets`.
 
-    Args: value (B, S, M, D); spatial_shapes L x (H, W); reference_points (B, Q, L, 2) as (x, y) or (B, Q, L, 4) as
-    (cx, cy, w, h), normalised; sampling_offsets (B, Q, M, L, P, 2), in pixels of the level for 2 coordinates and in
-    half boxes divided by P for 4; attention_logits (B, Q, M, L*P) or (B, Q, M, L, P). Returns (B, Q, M*D).
+    Args: value (B, S, M, D); spatial_shapes L x (H, W); reference_points (B, Q, L, 2) as (x, y) or
+    (B, Q, L, 4) as (cx, cy, w, h), normalised; sampling_offsets (B, Q, M, L, P, 2), in pixels of the level for 2
+    coordinates and in half boxes divided by P for 4; attention_logits (B, Q, M, L*P) or (B, Q, M, L, P).
+    Returns (B, Q, M*D) in value's dtype.
     """
     levels = level_shapes(spatial_shapes)
     check_from_offsets(value, levels, reference_points, sampling_offsets, attention_logits)
@@ -65,8 +66,8 @@ def _sample(value: Tensor, levels: Sequence[tuple[int, int]], locations: Tensor,
     queries, points = locations.shape[1], locations.shape[4]
     compute = _compute_dtype(value)
     locations, weights = locations.to(compute), weights.to(compute)
-    # A point further out than one image size touches no pixel; NaN and infinity count as such. Putting it at -1 keeps
-    # grid_sample's float-to-integer conversion defined.
+    # A point further out than one image size touches no pixel; NaN and infinity count as such. Putting it at
+    # -1 keeps grid_sample's float-to-integer conversion defined.
     locations = torch.where((locations > -1) & (locations < 2), locations, -1.0)
     output = value.new_zeros((batch * heads, channels, queries), dtype=compute)
     start = 0
@@ -74,7 +75,9 @@ def _sample(value: Tensor, levels: Sequence[tuple[int, int]], locations: Tensor,
         image = value[:, start : start + height * width].to(compute)  # (B, H*W, M, D)
         image = image.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
         grid = 2 * locations[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2) - 1
-        sampled = functional.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        sampled = functional.grid_sample(
+            image, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )
         weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
         output = output + (sampled * weight).sum(-1)
         start += height * width

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def register() -> torch.library.Library:
-    """Registers all of it; once, after the library with the schemas is loaded. Lasts as long as what it returns."""
+    """Registers all of it, after the library with the schemas is loaded; lasts as long as what it returns."""
     torch.library.register_fake("groundingml::ms_deform_attn", _fake_forward)
     torch.library.register_fake("groundingml::ms_deform_attn_from_offsets", _fake_forward_from_offsets)
     torch.library.register_fake("groundingml::ms_deform_attn_backward", _fake_backward)
@@ -27,10 +27,10 @@ def register() -> torch.library.Library:
 
 
 def cast_for_autocast(device_type: str, value: Tensor, *geometry: Tensor) -> tuple[Tensor, ...]:
-    """What autocast does to the arguments: value becomes 16-bit, geometry that does not fit beside it float32.
+    """What autocast does to the arguments: 16-bit values, float32 geometry if that does not fit.
 
-    `torch.library.register_autocast` would cast the geometry as well, and a sampling location in bfloat16 is off by
-    pixels. float64 is left alone, as everywhere in autocast.
+    `torch.library.register_autocast` would cast the geometry as well, and a sampling location in bfloat16 is
+    off by pixels. float64 is left alone, as everywhere in autocast.
     """
     if value.dtype == torch.float64:
         return value, *geometry
@@ -45,9 +45,9 @@ def _register_autocast(library: torch.library.Library, name: str, device_type: s
     op = getattr(torch.ops.groundingml, name).default
 
     def kernel(value: Tensor, spatial_shapes: Sequence[int], *geometry: Tensor) -> Tensor:
-        value, *geometry = cast_for_autocast(device_type, value, *geometry)
+        value, *cast_geometry = cast_for_autocast(device_type, value, *geometry)
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            output: Tensor = op(value, spatial_shapes, *geometry)
+            output: Tensor = op(value, spatial_shapes, *cast_geometry)
         return output
 
     library.impl(name, kernel, key)

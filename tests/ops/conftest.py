@@ -14,7 +14,7 @@ from groundingml import ops
 
 @dataclass
 class Inputs:
-    """Arguments of one call. `coordinates` 0: the plain op; 2 or 4: from offsets, with that many reference coordinates."""
+    """Arguments of one call. `coordinates` 0: the plain op; 2 or 4: from offsets, with as many."""
 
     coordinates: int
     value: Tensor
@@ -45,7 +45,7 @@ def make_inputs(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Inputs:
-    """Random inputs whose points also fall outside the image. Geometry is float32, or float64 with float64 values."""
+    """Random inputs whose points also fall outside the image; geometry is float32, or float64 like value."""
     generator = torch.Generator().manual_seed(seed)
     geometry_dtype = torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -1,4 +1,4 @@
-"""setup.py: a failing compiler fails the build with its own message, and leaving native code out is a choice."""
+"""setup.py: a failing compiler fails the build with its own message; no native code is a choice."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_a_source_that_does_not_compile_fails_the_build(source):
     assert not compiled_files(source)
 
 
-@pytest.mark.parametrize(("compiler", "message"), [("/nonexistent/g++", "No such file"), ("false", "non-zero exit")])
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("/nonexistent/g++", "No such file"), ("false", "non-zero exit")]
+)
 def test_a_compiler_that_does_not_run_fails_the_build(source, compiler, message):
     result = build_inplace(source, CXX=compiler)
     assert result.returncode != 0

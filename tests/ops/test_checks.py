@@ -1,4 +1,4 @@
-"""Wrong arguments raise errors that say what came and what was expected; the compiled op guards itself too."""
+"""Wrong arguments raise errors that say what came and what was expected."""
 
 from __future__ import annotations
 
@@ -17,11 +17,26 @@ from groundingml.ops.checks import level_shapes
         ("value", lambda t: t.to(torch.int32), TypeError, r"value must be float64.*got torch.int32"),
         ("value", lambda t: t[:, :, :0], ValueError, r"at least one head and one channel"),
         ("value", lambda t: t.double(), TypeError, r"must be torch.float64 when value is torch.float64"),
-        (0, lambda t: t[..., :1], ValueError, r"\(B, Q, M, L, P, 2\) = \(2, 13, 3, 2, 4, 2\), got \(2, 13, 3, 2, 4, 1\)"),
+        (
+            0,
+            lambda t: t[..., :1],
+            ValueError,
+            r"\(B, Q, M, L, P, 2\) = \(2, 13, 3, 2, 4, 2\), got \(2, 13, 3, 2, 4, 1\)",
+        ),
         (0, lambda t: t[:, :, :, :, :0], ValueError, r"at least one point"),
         (0, lambda t: t[0], ValueError, r"sampling_locations must have shape \(B, Q, M, L, P, 2\), got"),
-        (0, lambda t: t.half(), TypeError, r"sampling_locations must be torch.float32 when value is torch.float32"),
-        (1, lambda t: t[:, :, :2], ValueError, r"attention_weights must have shape .*\(2, 13, 3, 2, 4\), got"),
+        (
+            0,
+            lambda t: t.half(),
+            TypeError,
+            r"sampling_locations must be torch.float32 when value is torch.float32",
+        ),
+        (
+            1,
+            lambda t: t[:, :, :2],
+            ValueError,
+            r"attention_weights must have shape .*\(2, 13, 3, 2, 4\), got",
+        ),
         (1, lambda t: t.to("meta"), ValueError, r"attention_weights is on meta but value is on cpu"),
     ],
 )
@@ -77,13 +92,15 @@ def test_spatial_shapes_may_be_a_tensor(make_inputs):
 
 
 def test_the_compiled_op_guards_itself(make_inputs, compiled):
-    """torch.ops.groundingml.* can be called without the Python checks; it must raise, not read out of bounds."""
+    """torch.ops.groundingml.* can be called without the Python checks; it must not read out of bounds."""
     inputs = make_inputs()
     locations, weights = inputs.geometry
     op = torch.ops.groundingml.ms_deform_attn
     with pytest.raises(RuntimeError, match=r"S = 62 rows.*got \(2, 83, 3, 8\)"):
         op(inputs.value, [7, 6, 4, 5], locations, weights)
-    with pytest.raises(RuntimeError, match=r"attention_weights must have shape \(2, 13, 3, 2, 4\), got \(2, 13, 3, 2, 3\)"):
+    with pytest.raises(
+        RuntimeError, match=r"attention_weights must have shape \(2, 13, 3, 2, 4\), got \(2, 13, 3, 2, 3\)"
+    ):
         op(inputs.value, [7, 9, 4, 5], locations, weights[..., :3])
     with pytest.raises(RuntimeError, match="numbers"):
         op(inputs.value, [7, 9, 4], locations, weights)

@@ -24,7 +24,9 @@ def with_gradients(inputs, grad_output, module=None):
 def assert_equals_reference(inputs, tolerance=None):
     torch.manual_seed(1)
     batch, queries = inputs.geometry[-1].shape[:2]
-    grad_output = torch.randn(batch, queries, inputs.value.shape[2] * inputs.value.shape[3]).to(inputs.value.dtype)
+    grad_output = torch.randn(batch, queries, inputs.value.shape[2] * inputs.value.shape[3]).to(
+        inputs.value.dtype
+    )
     results = with_gradients(inputs, grad_output)
     expected = with_gradients(inputs.map(torch.Tensor.double), grad_output.double(), reference)
     tolerance = tolerance or TOLERANCE[inputs.value.dtype]
@@ -41,13 +43,19 @@ def assert_equals_reference(inputs, tolerance=None):
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param({"levels": BIG, "queries": 240, "heads": 8, "channels": 32}, id="an encoder: packed backward"),
-        pytest.param({"levels": BIG, "queries": 9, "heads": 8, "channels": 32}, id="a decoder: in-place backward"),
+        pytest.param(
+            {"levels": BIG, "queries": 240, "heads": 8, "channels": 32}, id="an encoder: packed backward"
+        ),
+        pytest.param(
+            {"levels": BIG, "queries": 9, "heads": 8, "channels": 32}, id="a decoder: in-place backward"
+        ),
         pytest.param({"channels": 1, "points": 1}, id="one channel, one point"),
         pytest.param({"channels": 5, "points": 3}, id="channels below a vector"),
         pytest.param({"channels": 64, "points": 8}, id="two blocks of channels"),
         pytest.param({"channels": 28, "heads": 1}, id="whole vectors, then a rest"),
-        pytest.param({"levels": (*BIG, (1, 1)), "points": 5, "queries": 3}, id="five levels, one of a single pixel"),
+        pytest.param(
+            {"levels": (*BIG, (1, 1)), "points": 5, "queries": 3}, id="five levels, one of a single pixel"
+        ),
         pytest.param({"levels": ((1, 40),), "points": 2}, id="a level one pixel high"),
         pytest.param({"levels": ((40, 1),), "points": 7, "batch": 1}, id="a level one pixel wide"),
         pytest.param({"points": 40, "queries": 2}, id="many points"),
@@ -78,7 +86,7 @@ def test_geometry_in_16_bits(make_inputs, compiled, coordinates, dtype):
 def test_any_strides(make_inputs, compiled, coordinates, queries, dtype):
     inputs = make_inputs(coordinates, dtype=dtype, queries=queries)
     contiguous = inputs.call()
-    # value as (B, M, S, D) in memory, then with channels that are not adjacent, then as a slice of something wider.
+    # value as (B, M, S, D) in memory, with channels that are not adjacent, as a slice of something wider.
     value = inputs.value
     wide = torch.randn(*value.shape[:-1], 2 * value.shape[-1]).to(dtype)
     wide[..., : value.shape[-1]] = value
@@ -166,7 +174,10 @@ def test_half_conversions_are_exact(cpu_capability):
     for dtype in (torch.float16, torch.bfloat16):
         for channels in (32, 1):
             value = bits.view(dtype).reshape(1, 1, -1, channels)
-            geometry = [torch.full((1, 1, value.shape[2], 1, 1, 2), 0.5), torch.ones(1, 1, value.shape[2], 1, 1)]
+            geometry = [
+                torch.full((1, 1, value.shape[2], 1, 1, 2), 0.5),
+                torch.ones(1, 1, value.shape[2], 1, 1),
+            ]
             output = torch.ops.groundingml.ms_deform_attn(value, [1, 1], *geometry).flatten()
             # The three other corners have weight 0, which turns infinity into NaN.
             finite = value.flatten().isfinite()
@@ -179,7 +190,14 @@ def test_half_conversions_are_exact(cpu_capability):
 def test_gradients_numerically(make_inputs, cpu_capability, coordinates, queries):
     # Away from pixel centres, where bilinear interpolation has kinks.
     inputs = make_inputs(
-        coordinates, levels=((4, 5), (2, 3)), batch=1, queries=queries, heads=2, channels=3, points=2, dtype=torch.float64
+        coordinates,
+        levels=((4, 5), (2, 3)),
+        batch=1,
+        queries=queries,
+        heads=2,
+        channels=3,
+        points=2,
+        dtype=torch.float64,
     )
     inputs = inputs.map(torch.Tensor.requires_grad_)
 

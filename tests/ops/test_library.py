@@ -29,7 +29,8 @@ with warnings.catch_warnings(record=True) as caught:
     offsets = torch.randn(1, 5, 2, 1, 3, 2)
     for _ in range(2):
         ops.ms_deform_attn(value, [(2, 3)], offsets, torch.randn(1, 5, 2, 1, 3)).sum().backward()
-        ops.ms_deform_attn_from_offsets(value, [(2, 3)], torch.rand(1, 5, 1, 2), offsets, torch.randn(1, 5, 2, 3))
+        points, logits = torch.rand(1, 5, 1, 2), torch.randn(1, 5, 2, 3)
+        ops.ms_deform_attn_from_offsets(value, [(2, 3)], points, offsets, logits)
 for warning in caught:
     if "groundingml" in str(warning.message):
         print("WARNING:", warning.message)
@@ -58,7 +59,9 @@ def uncompiled(tmp_path: Path) -> Path:
     (tmp_path / "groundingml").mkdir()
     shutil.copy(PACKAGE / "__init__.py", tmp_path / "groundingml")
     shutil.copytree(
-        PACKAGE / "ops", tmp_path / "groundingml" / "ops", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        PACKAGE / "ops",
+        tmp_path / "groundingml" / "ops",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
     )
     return tmp_path
 
@@ -110,12 +113,14 @@ class TestCompiled:
         assert "GROUNDINGML_CPU_CAPABILITY must name" in result.stderr
 
     def test_no_unit_shares_code_with_another(self):
-        """A weak function (inline, or a template) would be kept once, maybe with AVX512, for all processors."""
+        """A weak function (inline, template) would be kept once, maybe with AVX512, for all processors."""
         objects = sorted((PACKAGE.parent / "build" / "native").glob("*/msda_cpu_kernels_*.o"))
         if not objects or not shutil.which("nm"):
             pytest.skip("no objects in build/native, or no nm")
         for path in objects:
-            listing = subprocess.run(["nm", "--defined-only", str(path)], capture_output=True, text=True, check=True)
+            listing = subprocess.run(
+                ["nm", "--defined-only", str(path)], capture_output=True, text=True, check=True
+            )
             kinds = {line.split()[1] for line in listing.stdout.splitlines()}
             assert "D" in kinds or "R" in kinds, f"no table of kernels in {path}"
             assert not kinds & {"W", "u"}, f"weak functions in {path}"
