@@ -78,11 +78,17 @@ def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
         config = _read_config(body.get("schema"))
         if worker.state == "failed":
             await worker.ready(0)  # raises, saying so
-        return {"model_version": current_version(config)}
+        version = current_version(config)
+        names = [label.name for control in config.controls for label in control.labels]
+        logger.info(
+            "Set up for project %.40r with %d labels: version %s", body.get("project"), len(names), version
+        )
+        return {"model_version": version}
 
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
-        deadline = time.monotonic() + settings.predict_budget_s
+        started = time.monotonic()
+        deadline = started + settings.predict_budget_s
         body = await _read_object(request, settings.max_body_bytes)
         config = _read_config(body.get("label_config"))
         tasks = body.get("tasks")
@@ -104,6 +110,8 @@ def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
         else:
             async with _watching_disconnect(request) as gone:
                 items = await predictor.predict_tasks(tasks, config, version, deadline, gone.is_set)
+        done = sum("result" in item for item in items)
+        logger.info("Predicted %d of %d tasks in %.1f s", done, len(items), time.monotonic() - started)
         return JSONResponse({"results": items, "model_version": version})
 
     @app.post("/webhook")

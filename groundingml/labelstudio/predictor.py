@@ -73,11 +73,7 @@ class Predictor:
                     return failed_prediction("nobody waits for the answer any more", version)
                 return await _item_or_failure(task, version, deadline, self._predict_labels(task, config))
 
-        items = await asyncio.gather(*(predict(task) for task in tasks))
-        failed = sum("result" not in item for item in items)
-        if failed:
-            logger.warning("%d of %d tasks have no prediction", failed, len(items))
-        return items
+        return await asyncio.gather(*(predict(task) for task in tasks))
 
     async def predict_prompt(
         self, task: Any, config: LabelConfig, context_result: Any, version: str, deadline: float
