@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundingml.models.grounding_dino.positions import SpatialShapes
+from groundingml.models.linear import Linear, feed_forward
 from groundingml.ops import ms_deform_attn_from_offsets
 
 
@@ -18,10 +19,10 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
-        self.value = nn.Linear(channels, channels)
-        self.output = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels)
+        self.key = Linear(channels, channels)
+        self.value = Linear(channels, channels)
+        self.output = Linear(channels, channels)
         for layer in (self.query, self.key, self.value, self.output):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -45,10 +46,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
-        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(channels, heads * levels * points)
-        self.value = nn.Linear(channels, channels)
-        self.output = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, heads * levels * points * 2)
+        self.attention_weights = Linear(channels, heads * levels * points)
+        self.value = Linear(channels, channels)
+        self.output = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -99,35 +100,14 @@ class DeformableAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear, ReLU, Linear."""
 
-    CHUNK = 1024
-    """Rows at a time on the CPU: their hidden activations stay in the processor's cache."""
-
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc1 = Linear(channels, hidden)
+        self.fc2 = Linear(hidden, channels)
         for layer in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        if self._may_chunk(x):
-            rows = x.reshape(-1, x.shape[-1])
-            out = torch.empty_like(rows)
-            hidden = rows.new_empty(self.CHUNK, self.fc1.out_features)
-            for part, result in zip(rows.split(self.CHUNK), out.split(self.CHUNK), strict=True):
-                activation = torch.addmm(self.fc1.bias, part, self.fc1.weight.t(), out=hidden[: len(part)])
-                torch.addmm(self.fc2.bias, activation.relu_(), self.fc2.weight.t(), out=result)
-            return out.view_as(x)
-        return self.fc2(F.relu(self.fc1(x)))
-
-    def _may_chunk(self, x: Tensor) -> bool:
-        """Only where it pays, and where writing into buffers is allowed."""
-        return (
-            x.device.type == "cpu"
-            and x.shape[:-1].numel() > self.CHUNK
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        )
+        return feed_forward(x, self.fc1, self.fc2, "relu")

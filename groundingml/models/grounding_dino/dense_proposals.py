@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.heads import BoxHead, ClassHead
 from groundingml.models.grounding_dino.outputs import ImageFeatures, Proposals, TextFeatures
+from groundingml.models.linear import Linear
 from groundingml.models.nanodet import NanoDetConfig, NanoDetHead
 
 # Finite stand-ins for "no": a logit that no sum of residuals lifts, and what a cell that is no peak loses.
@@ -50,7 +51,7 @@ class DenseProposals(nn.Module):
             )
         self.detector = NanoDetHead(backbone)
         self.names = NameMemory(config.known_names, config.text_config["hidden_size"], backbone.num_classes)
-        self.projection = nn.Linear(config.d_model, config.d_model)
+        self.projection = Linear(config.d_model, config.d_model)
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.class_head = ClassHead(config)
         self.box_head = BoxHead(config.d_model)

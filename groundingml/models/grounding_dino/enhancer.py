@@ -15,6 +15,7 @@ from groundingml.models.grounding_dino.attention import DeformableAttention, Fee
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.outputs import ImageFeatures, TextFeatures
 from groundingml.models.grounding_dino.positions import SpatialShapes
+from groundingml.models.linear import Linear, batched_linear
 
 
 class FeatureEnhancer(nn.Module):
@@ -84,17 +85,17 @@ class FusionLayer(nn.Module):
         self.heads = config.fusion_heads
         self.image_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.text_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.image_query = nn.Linear(channels, width)
-        self.text_key = nn.Linear(channels, width)
-        self.image_value = nn.Linear(channels, width)
-        self.text_value = nn.Linear(channels, width)
-        self.image_output = nn.Linear(width, channels)
-        self.text_output = nn.Linear(width, channels)
+        self.image_query = Linear(channels, width)
+        self.text_key = Linear(channels, width)
+        self.image_value = Linear(channels, width)
+        self.text_value = Linear(channels, width)
+        self.image_output = Linear(width, channels)
+        self.text_output = Linear(width, channels)
         self.image_scale = nn.Parameter(torch.full((channels,), 1e-4))
         self.text_scale = nn.Parameter(torch.full((channels,), 1e-4))
         self.drop_path = DropPath(config.fusion_drop_path)
         for layer in self.children():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
@@ -109,7 +110,7 @@ class FusionLayer(nn.Module):
             ~text_mask[:, None, None, :], float("-inf")
         )
         to_text = to_text.softmax(dim=-1).flatten(2)  # (B, S, M * T)
-        image_change = to_text @ self._values_for_image(text)
+        image_change = batched_linear(to_text, self._values_for_image(text))
 
         to_image = (
             scores if image_mask is None else scores.masked_fill(~image_mask.unsqueeze(-1), float("-inf"))
@@ -126,16 +127,16 @@ class FusionLayer(nn.Module):
         projection = self.image_query.weight.unflatten(0, (self.heads, -1))  # (M, D, C)
         keys = torch.einsum("bmtd,mdc->bmtc", key, projection).flatten(1, 2)
         constant = torch.einsum("bmtd,md->bmt", key, self.image_query.bias.unflatten(0, (self.heads, -1)))
-        return image @ keys.transpose(1, 2) + constant.flatten(1).unsqueeze(1)
+        return batched_linear(image, keys, constant.flatten(1))
 
     def _values_for_image(self, text: Tensor) -> Tensor:
-        """(B, M * T, C): the text's values behind the output projection, its bias and the layer scale."""
+        """(B, C, M * T): the text's values behind the output projection, its bias and the layer scale."""
         value = self._heads(self.text_value(text))
         projection = self.image_output.weight.unflatten(1, (self.heads, -1))  # (C, M, D)
-        values = torch.einsum("bmtd,cmd->bmtc", value, projection)
+        values = torch.einsum("bmtd,cmd->bcmt", value, projection)
         # The weights of each head sum to 1, so each head may bring its share of the bias.
-        values = self.image_scale * (values + self.image_output.bias / self.heads)
-        return values.flatten(1, 2)
+        values = values + (self.image_output.bias / self.heads)[:, None, None]
+        return (self.image_scale[:, None, None] * values).flatten(2)
 
     def _project_pooled(self, pooled: Tensor) -> Tensor:
         """Image tokens pooled by each head, (B, M * T, C) -> their values (B, T, M * D)."""

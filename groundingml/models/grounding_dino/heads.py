@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.positions import inverse_sigmoid
+from groundingml.models.linear import Linear, batched_linear
 
 
 class Mlp(nn.Module):
@@ -18,12 +19,12 @@ class Mlp(nn.Module):
     def __init__(self, channels_in: int, hidden: int, channels_out: int, layers: int) -> None:
         super().__init__()
         widths = [channels_in] + [hidden] * (layers - 1) + [channels_out]
-        self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(layers))
+        self.layers = nn.ModuleList(Linear(widths[i], widths[i + 1]) for i in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels_in) -> (..., channels_out)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = layer(x, "relu")
         return self.layers[-1](x)
 
 
@@ -45,9 +46,9 @@ class ClassHead(nn.Module):
     def __init__(self, config: GroundingDinoConfig) -> None:
         super().__init__()
         self.scale = config.class_scale
-        self.projection: nn.Linear | None = None
+        self.projection: Linear | None = None
         if config.class_projection:
-            self.projection = nn.Linear(config.d_model, config.d_model)
+            self.projection = Linear(config.d_model, config.d_model)
             nn.init.zeros_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
         self.bias: nn.Parameter | None = None
@@ -59,7 +60,7 @@ class ClassHead(nn.Module):
         """x (B, Q, C), text (B, T, C), text_mask (B, T) True at real tokens -> (B, Q, T), -inf at padding."""
         if self.projection is not None:
             x = self.projection(x)
-        logits = x @ text.transpose(1, 2)
+        logits = batched_linear(x, text)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.bias is not None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.heads import BoxHead, ClassHead
 from groundingml.models.grounding_dino.outputs import ImageFeatures, Proposals, TextFeatures
+from groundingml.models.linear import Linear
 
 
 class TwoStageProposals(nn.Module):
@@ -15,7 +16,7 @@ class TwoStageProposals(nn.Module):
 
     def __init__(self, config: GroundingDinoConfig) -> None:
         super().__init__()
-        self.projection = nn.Linear(config.d_model, config.d_model)
+        self.projection = Linear(config.d_model, config.d_model)
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.class_head = ClassHead(config)
         self.box_head = BoxHead(config.d_model)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.outputs import TextFeatures
 from groundingml.models.grounding_dino.positions import sine_embedding
+from groundingml.models.linear import Linear, use_fast_linear
 
 
 class TextEncoder(nn.Module):
@@ -29,7 +30,7 @@ class TextEncoder(nn.Module):
         self.delimiters = config.delimiter_token_ids
         self.sees_cls = config.text_sees_cls
         self.bert = build_bert(config.text_config)
-        self.projection = nn.Linear(config.text_config["hidden_size"], config.d_model)
+        self.projection = Linear(config.text_config["hidden_size"], config.d_model)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
@@ -88,6 +89,7 @@ def build_bert(text_config: dict[str, Any]) -> nn.Module:
     config = BertConfig(**{name: value for name, value in text_config.items() if name != "model_type"})
     config._attn_implementation = "sdpa"
     bert: nn.Module = BertModel(config, add_pooling_layer=False)
+    use_fast_linear(bert)
     return bert
 
 
