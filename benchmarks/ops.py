@@ -8,7 +8,8 @@ Peers: transformers' `MultiScaleDeformableAttention` and, where it is installed,
 (`pip install --no-build-isolation --no-binary torch-ms-deform-attn torch-ms-deform-attn==0.1.1`).
 
 Shapes are Grounding DINO's at 800x1333: 8 heads of 32 channels, 4 levels, 4 points, float32. Encoder: one
-query for each of 22,223 pixels, offsets of sigma 4 pixels around it. Decoder: 900 queries, sigma 0.08 of the image.
+query for each of 22,223 pixels, offsets of sigma 4 pixels around it.
+Decoder: 900 queries, sigma 0.08 of the image.
 
 Machines are shared, so what is compared is process CPU time, and all contestants take turns within one run.
 Reported: the median, and half the range between the quartiles. Wall time is kept beside it; with several

@@ -26,7 +26,7 @@ def ms_deform_attn(
 
     Args:
         value: (B, S, M, D) in float64, float32, float16 or bfloat16; any strides.
-        spatial_shapes: L pairs (height, width) whose products add up to S. An integer tensor (L, 2) works too,
+        spatial_shapes: L pairs (height, width) whose products add up to S. An integer tensor (L, 2) works,
             but is read back to the host, which waits for a GPU and breaks a compiled graph: prefer a list.
         sampling_locations: (B, Q, M, L, P, 2) as (x, y), 0 to 1 across the image. NaN and infinity sample
             nothing.

@@ -38,7 +38,7 @@ def ms_deform_attn_from_offsets(
     """The same from what a layer predicts, as `groundingml.ops.ms_deform_attn_from_offsets`.
 
     Args: value (B, S, M, D); spatial_shapes L x (H, W); reference_points (B, Q, L, 2) as (x, y) or
-    (B, Q, L, 4) as (cx, cy, w, h), normalised; sampling_offsets (B, Q, M, L, P, 2), in pixels of the level for 2
+    (B, Q, L, 4) as (cx, cy, w, h), normalised; sampling_offsets (B, Q, M, L, P, 2), in level pixels for 2
     coordinates and in half boxes divided by P for 4; attention_logits (B, Q, M, L*P) or (B, Q, M, L, P).
     Returns (B, Q, M*D) in value's dtype.
     """
