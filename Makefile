@@ -57,6 +57,9 @@ format: $(VENV)/.with-lint  ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+check-cuda:  ## compile the CUDA kernels; fail where one uses stack or spills registers (nvcc, no GPU)
+	$(PYTHON) csrc/msda/cuda/check_resources.py
+
 bench: $(VENV)/.with-bench  ## measure, and write benchmarks/results/
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/embedded_model.py

@@ -4,9 +4,9 @@
 
 Normally started by benchmarks/gpu.py. Images of 800x1333 already on the GPU, a prompt of 25 tokens, from
 pixels to logits and boxes. First the outputs are compared in float32, with transformers' query selection
-injected (near-ties otherwise swap queries). Then both are timed eager and compiled, in float32 and in bfloat16
-(autocast), ours also with the prompt's features cached and as a CUDA graph, at batch 1, 4 and 16. What fails
-is left out with its reason.
+injected (near-ties otherwise swap queries). Then both are timed eager and compiled, in float32 and bfloat16
+(autocast), ours also with the prompt's features cached and as a CUDA graph, at batch 1, 4 and 16. What
+fails is left out with its reason.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ clock and SM.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 from collections.abc import Callable
@@ -58,7 +59,6 @@ class Inputs:
     @staticmethod
     def make(shape: str, batch: int, dtype: torch.dtype, seed: int) -> Inputs:
         generator = torch.Generator("cuda").manual_seed(seed)
-        sizes = torch.tensor([(w, h) for h, w in LEVELS], device="cuda", dtype=torch.float32)
         if shape == "encoder":
             axes = [[(torch.arange(n, device="cuda") + 0.5) / n for n in size] for size in LEVELS]
             centers = torch.cat([torch.cartesian_prod(y, x).flip(-1) for y, x in axes]).expand(batch, -1, -1)
@@ -67,7 +67,7 @@ class Inputs:
         queries = centers.shape[1]
         lead = (batch, queries, HEADS, len(LEVELS), POINTS)
         noise = torch.randn(*lead, 2, device="cuda", generator=generator)
-        offsets = 4 * noise if shape == "encoder" else 0.08 * noise * sizes[:, None]
+        offsets = 4 * noise if shape == "encoder" else 0.08 * noise * level_sizes()[:, None]
         logits = torch.randn(lead, device="cuda", generator=generator)
         reference = centers[:, :, None].expand(-1, -1, len(LEVELS), -1).contiguous()
         value = torch.randn(batch, ROWS, HEADS, CHANNELS, device="cuda", generator=generator).to(dtype)
@@ -76,10 +76,15 @@ class Inputs:
         return Inputs(value, locations, weights, reference, offsets, logits, grad)
 
 
+@functools.cache
+def level_sizes() -> Tensor:
+    """(L, 2) as (width, height), copied to the GPU once: a graph cannot capture such a copy."""
+    return torch.tensor([(w, h) for h, w in LEVELS], device="cuda", dtype=torch.float32)
+
+
 def geometry(reference: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Locations and weights, as a layer without the fused op computes them."""
-    sizes = offsets.new_tensor([(w, h) for h, w in LEVELS])
-    locations = reference[:, :, None, :, None] + offsets / sizes[:, None]
+    locations = reference[:, :, None, :, None] + offsets / level_sizes()[:, None]
     return locations, logits.flatten(3).softmax(-1).view(logits.shape)
 
 

@@ -1,9 +1,10 @@
 // BASELINE FOR BENCHMARKS ONLY, never part of the package.
 //
-// The algorithm of the kernels that come with Deformable DETR and that most detectors still carry, written anew from its
-// description so that there is something to be measured against: one thread for each channel of each output, scalar
-// loads, and a backward whose 32-thread blocks sum the 32 channels' parts one after the other in a single thread and add to
-// the gradient of value by scalar atomics. float32, 32 channels a head, like the networks measured here.
+// The algorithm of the kernels that come with Deformable DETR and that most detectors still carry, written
+// anew from its description so that there is something to be measured against: one thread for each channel of
+// each output, scalar loads, and a backward whose 32-thread blocks sum the 32 channels' parts one after the
+// other in a single thread and add to the gradient of value by scalar atomics. float32, 32 channels a head,
+// like the networks measured here.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -117,24 +118,25 @@ __global__ void backward_kernel(const float* grad_output, const float* value, co
 }  // namespace
 
 // shapes and starts are on the GPU, as that op takes them. Both return a cudaError_t.
-extern "C" int original_forward(const float* value, const int64_t* shapes, const int64_t* starts, const float* locations,
-                                const float* weights, int batch, int rows, int heads, int levels, int queries, int points,
-                                float* output, void* stream) {
+extern "C" int original_forward(const float* value, const int64_t* shapes, const int64_t* starts,
+                                const float* locations, const float* weights, int batch, int rows, int heads,
+                                int levels, int queries, int points, float* output, void* stream) {
   const int64_t n = static_cast<int64_t>(batch) * queries * heads * kChannels;
   const unsigned blocks = static_cast<unsigned>((n + 1023) / 1024);
-  forward_kernel<<<blocks, 1024, 0, static_cast<cudaStream_t>(stream)>>>(n, value, shapes, starts, locations, weights,
-                                                                         Sizes{rows, heads, levels, queries, points}, output);
+  forward_kernel<<<blocks, 1024, 0, static_cast<cudaStream_t>(stream)>>>(
+      n, value, shapes, starts, locations, weights, Sizes{rows, heads, levels, queries, points}, output);
   return cudaGetLastError();
 }
 
 // grad_value must be zero on entry.
 extern "C" int original_backward(const float* grad_output, const float* value, const int64_t* shapes,
-                                 const int64_t* starts, const float* locations, const float* weights, int batch, int rows,
-                                 int heads, int levels, int queries, int points, float* grad_value, float* grad_locations,
-                                 float* grad_weights, void* stream) {
+                                 const int64_t* starts, const float* locations, const float* weights,
+                                 int batch, int rows, int heads, int levels, int queries, int points,
+                                 float* grad_value, float* grad_locations, float* grad_weights,
+                                 void* stream) {
   const unsigned blocks = static_cast<unsigned>(static_cast<int64_t>(batch) * queries * heads);
   backward_kernel<<<blocks, kChannels, 0, static_cast<cudaStream_t>(stream)>>>(
-      grad_output, value, shapes, starts, locations, weights, Sizes{rows, heads, levels, queries, points}, grad_value,
-      grad_locations, grad_weights);
+      grad_output, value, shapes, starts, locations, weights, Sizes{rows, heads, levels, queries, points},
+      grad_value, grad_locations, grad_weights);
   return cudaGetLastError();
 }

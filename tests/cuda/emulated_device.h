@@ -1,8 +1,8 @@
 // CUDA's names for a host compiler, so that the kernels of csrc/msda/cuda run on a CPU, unchanged and slowly.
 //
-// The 32 lanes of a warp are fibers that run one after the other until each stands at a shuffle; then values change
-// hands. That all lanes stand at the same shuffle is checked: on a GPU anything else would be undefined. Every load is
-// checked against the buffers that were declared readable.
+// The 32 lanes of a warp are fibers that run one after the other until each stands at a shuffle; then values
+// change hands. That all lanes stand at the same shuffle is checked: on a GPU anything else would be
+// undefined. Every load is checked against the buffers that were declared readable.
 #pragma once
 
 #include <ucontext.h>
@@ -57,7 +57,8 @@ To bits_as(const From& from) {
 
 inline float __uint_as_float(unsigned bits) { return bits_as<float>(bits); }
 inline double __hiloint2double(int high, int low) {
-  return bits_as<double>(static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low));
+  return bits_as<double>(static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 |
+                         static_cast<uint32_t>(low));
 }
 
 inline float __half2float(__half h) {
@@ -72,7 +73,8 @@ inline __half __float2half_rn(float x) {
   const float size = std::fabs(x);
   if (std::isnan(x)) return {0x7e00};
   if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
-  if (size < 0x1p-14f) return {static_cast<uint16_t>(sign | static_cast<int>(std::nearbyint(size * 0x1p24f)))};
+  if (size < 0x1p-14f)
+    return {static_cast<uint16_t>(sign | static_cast<int>(std::nearbyint(size * 0x1p24f)))};
   const int exponent = std::ilogb(size);
   const int mantissa = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
   return {static_cast<uint16_t>(sign | (((exponent + 15) << 10) + mantissa - 1024))};
@@ -169,7 +171,8 @@ inline void run_warp(unsigned first_thread) {
     }
     const Lane& first = warp.lanes[0];
     for (const Lane& lane : warp.lanes) {
-      if (lane.done != first.done || (!lane.done && (lane.arrived != first.arrived || lane.kind != first.kind))) {
+      if (lane.done != first.done ||
+          (!lane.done && (lane.arrived != first.arrived || lane.kind != first.kind))) {
         throw std::logic_error("the lanes of a warp do not stand at the same shuffle");
       }
     }
@@ -191,7 +194,8 @@ F __shfl_sync(unsigned mask, F x, int source, int width) {
 }
 template <class F>
 F __shfl_xor_sync(unsigned mask, F x, int span) {
-  return emulated::shuffle(mask, x, emulated::warp.current ^ span, 1ull << 63 | static_cast<uint64_t>(span) << 32 | sizeof(F));
+  return emulated::shuffle(mask, x, emulated::warp.current ^ span,
+                           1ull << 63 | static_cast<uint64_t>(span) << 32 | sizeof(F));
 }
 
 namespace groundingml::cuda {
@@ -237,7 +241,8 @@ void launch(void (*kernel)(Arguments), dim3 grid, int threads, cudaStream_t, con
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         emulated::block_index = dim3(x, y, z);
-        for (int first = 0; first < threads; first += emulated::kLanes) emulated::run_warp(static_cast<unsigned>(first));
+        for (int first = 0; first < threads; first += emulated::kLanes)
+          emulated::run_warp(static_cast<unsigned>(first));
       }
     }
   }

@@ -1,8 +1,9 @@
 // Backward of multi-scale deformable attention: gradients of value (atomics), locations and weights.
 //
-// The same walk as the forward, with 4 channels per lane. Every lane adds its channels' part of the value gradient at the
-// four corners and keeps its part of four dot products; after LANES points, one reduce-scatter gives each lane the dot
-// products of the very point whose corners it computed, from which it writes that point's gradients.
+// The same walk as the forward, with 4 channels per lane. Every lane adds its channels' part of the value
+// gradient at the four corners and keeps its part of four dot products; after LANES points, one
+// reduce-scatter gives each lane the dot products of the very point whose corners it computed, from which it
+// writes that point's gradients.
 #pragma once
 
 #include "geometry.cuh"
@@ -15,11 +16,11 @@ constexpr int kBackwardLanes = 8;
 template <class T, class Table>
 struct BackwardArguments {
   using F = ArithmeticOf<T>;
-  const T* value;        // contiguous, like all tensors here
+  const T* value;  // contiguous, like all tensors here
   const F* locations;
   const F* weights;
   const T* grad_output;
-  F* grad_value;         // or null
+  F* grad_value;  // or null
   F* grad_locations;
   F* grad_weights;
   int64_t rows;
@@ -28,7 +29,8 @@ struct BackwardArguments {
   Table table;  // distances in elements
 };
 
-// LEVELS and POINTS are 0 where they are only known at run time; they are compiled in for CHANNELS = 32 alone.
+// LEVELS and POINTS are 0 where they are only known at run time; they are compiled in for CHANNELS = 32
+// alone.
 template <class T_, class Offset_, int WIDTH_, int LEVELS_, int POINTS_>
 struct BackwardShape {
   using T = T_;
@@ -40,7 +42,8 @@ struct BackwardShape {
 };
 
 template <class Shape>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ typename Shape::Arguments a) {
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(const __grid_constant__ typename Shape::Arguments a) {
   using F = typename Shape::F;
   using Offset = typename Shape::Table::Distance;
   constexpr int LANES = Shape::LANES, WIDTH = Shape::WIDTH;
@@ -62,13 +65,14 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   int level_now = 0, left_in_level = per_level;  // of the point being gathered
 #pragma unroll 1
   for (int first = 0; first < count; first += LANES) {
-    // this lane's point; past the last one, the last once more with weight zero
+    // this lane's point; past the last one, the last once more, which nobody asks for
     const int point = first + lane < count ? first + lane : count - 1;
     const auto& own_level = a.table.level[point / per_level];
     F location[2], weight[1];
     load<2>(a.locations + 2 * (pair * count + point), location);
     load<1>(a.weights + pair * count + point, weight);
-    const Pixel<F> at{fma(location[0], own_level.width, F(-0.5)), fma(location[1], own_level.height, F(-0.5))};
+    const Pixel<F> at{fma(location[0], own_level.width, F(-0.5)),
+                      fma(location[1], own_level.height, F(-0.5))};
     const Corners<F, Offset> own(at, weight[0], own_level);
 
     F dots[4][LANES];
@@ -131,7 +135,8 @@ void launch_backward(const Problem& p, const void* locations, const void* weight
   const int64_t pairs = p.queries * p.heads;
   for (int64_t b = 0; b < p.batch; b += kSamplesPerLaunch) {
     const int64_t samples = p.batch - b < kSamplesPerLaunch ? p.batch - b : kSamplesPerLaunch;
-    const int64_t rows_before = b * p.rows * p.heads * p.channels, points_before = b * pairs * p.points_per_head();
+    const int64_t rows_before = b * p.rows * p.heads * p.channels,
+                  points_before = b * pairs * p.points_per_head();
     a.value = static_cast<const T*>(p.value) + rows_before;
     a.locations = static_cast<const F*>(locations) + 2 * points_before;
     a.weights = static_cast<const F*>(weights) + points_before;
@@ -139,7 +144,8 @@ void launch_backward(const Problem& p, const void* locations, const void* weight
     a.grad_value = grad_value == nullptr ? nullptr : static_cast<F*>(grad_value) + rows_before;
     a.grad_locations = static_cast<F*>(grad_locations) + 2 * points_before;
     a.grad_weights = static_cast<F*>(grad_weights) + points_before;
-    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.heads), static_cast<unsigned>(samples));
+    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.heads),
+                    static_cast<unsigned>(samples));
     launch(backward_kernel<Shape>, grid, kThreads, stream, a);
   }
 }
@@ -148,11 +154,13 @@ template <class T>
 void dispatch_backward(const Problem& p, const void* locations, const void* weights, const void* grad_output,
                        void* grad_value, void* grad_locations, void* grad_weights, cudaStream_t stream) {
   constexpr int kWidth = 4;
-  const bool aligned = (reinterpret_cast<uintptr_t>(p.value) | reinterpret_cast<uintptr_t>(grad_output)) % 16 == 0;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(p.value) | reinterpret_cast<uintptr_t>(grad_output)) % 16 == 0;
   const bool vectors = p.channels % kWidth == 0 && aligned && p.levels <= 16 &&
                        p.rows * p.heads * p.channels <= int64_t(UINT32_MAX);
   const auto run = [&](auto shape) {
-    launch_backward<decltype(shape)>(p, locations, weights, grad_output, grad_value, grad_locations, grad_weights, stream);
+    launch_backward<decltype(shape)>(p, locations, weights, grad_output, grad_value, grad_locations,
+                                     grad_weights, stream);
   };
   if (!vectors) {
     run(BackwardShape<T, int64_t, 1, 0, 0>{});

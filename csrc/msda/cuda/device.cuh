@@ -1,6 +1,6 @@
-// What the kernels need from CUDA, in one place. The kernels themselves are plain C++ over these few names, so that the
-// tests can compile the very same files with a host compiler and run them lane by lane on a CPU: without nvcc,
-// "emulated_device.h" (tests/cuda) stands in for CUDA and has to be on the include path.
+// What the kernels need from CUDA, in one place. The kernels themselves are plain C++ over these few names,
+// so that the tests can compile the very same files with a host compiler and run them lane by lane on a CPU:
+// without nvcc, "emulated_device.h" (tests/cuda) stands in for CUDA and has to be on the include path.
 #pragma once
 
 #include <cstddef>
@@ -17,10 +17,11 @@
 
 namespace groundingml::cuda {
 
-// Kernels take one argument struct, by value and `const __grid_constant__`: it stays in the constant bank, where a run-time
-// index into the level table costs no local copy.
+// Kernels take one argument struct, by value and `const __grid_constant__`: it stays in the constant bank,
+// where a run-time index into the level table costs no local copy.
 template <class Arguments>
-void launch(void (*kernel)(Arguments), dim3 grid, int threads, cudaStream_t stream, const Arguments& arguments) {
+void launch(void (*kernel)(Arguments), dim3 grid, int threads, cudaStream_t stream,
+            const Arguments& arguments) {
   kernel<<<grid, threads, 0, stream>>>(arguments);
 }
 
@@ -38,7 +39,8 @@ GML_DEVICE double fast_exp(double x) { return exp(x); }
 // sum += addend for 4 adjacent floats, 16-byte aligned: one instruction where the hardware has it.
 GML_DEVICE void add_to_memory(float* sum, float a, float b, float c, float d) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sum), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sum), "f"(a), "f"(b), "f"(c), "f"(d)
+               : "memory");
 #else
   atomicAdd(sum, a);
   atomicAdd(sum + 1, b);
@@ -66,8 +68,8 @@ inline dim3 blocks_for(int64_t work, int per_block) {
   return dim3(static_cast<unsigned>((work + per_block - 1) / per_block));
 }
 
-// All 32 lanes of a warp always take part: lanes without work carry on with clamped indices and do not store. A constant
-// full mask costs nothing, and nothing can diverge around a shuffle.
+// All 32 lanes of a warp always take part: lanes without work carry on with clamped indices and do not store.
+// A constant full mask costs nothing, and nothing can diverge around a shuffle.
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <int LANES, class F>
@@ -89,8 +91,8 @@ GML_DEVICE F group_max(F x) {
   return x;
 }
 
-// Sums each totals[k] over the lanes of a group; lane k receives the total of totals[k]. LANES - 1 shuffles, where
-// LANES separate sums would take LANES * log2(LANES). Overwrites totals.
+// Sums each totals[k] over the lanes of a group; lane k receives the total of totals[k]. LANES - 1 shuffles,
+// where LANES separate sums would take LANES * log2(LANES). Overwrites totals.
 template <int LANES, class F>
 GML_DEVICE F reduce_scatter(F (&totals)[LANES], int lane) {
 #pragma unroll

@@ -3,8 +3,8 @@
 
 namespace groundingml::cuda {
 
-void forward(const Problem& p, Element value, Element geometry, const void* locations, const void* weights, void* output,
-             cudaStream_t stream) {
+void forward(const Problem& p, Element value, Element geometry, const void* locations, const void* weights,
+             void* output, cudaStream_t stream) {
   p.check_limits();
   if (!p.has_output()) return;
   with_types(value, geometry, [&](auto t, auto g) {

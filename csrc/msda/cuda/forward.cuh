@@ -1,10 +1,10 @@
-// Forward of multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), alone and fused with the softmax and the
-// location arithmetic that come before it.
+// Forward of multi-scale deformable attention (Deformable DETR, arXiv:2010.04159), alone and fused with the
+// softmax and the location arithmetic that come before it.
 //
-// A group of LANES lanes handles one head of one query, WIDTH channels (one 16-byte load) per lane, several groups to a
-// warp. Each lane computes the corners of its share of the sampling points; shuffles then hand the points round, one
-// after the other, and every lane gathers its channels. A block works on one head, so that its neighbouring queries meet
-// in the cache.
+// A group of LANES lanes handles one head of one query, WIDTH channels (one 16-byte load) per lane, several
+// groups to a warp. Each lane computes the corners of its share of the sampling points; shuffles then hand
+// the points round, one after the other, and every lane gathers its channels. A block works on one head, so
+// that its neighbouring queries meet in the cache.
 #pragma once
 
 #include "geometry.cuh"
@@ -12,7 +12,8 @@
 
 namespace groundingml::cuda {
 
-// Resident blocks to leave registers for: 4 of 256 threads allow 64 registers, room for two points' loads in flight.
+// Resident blocks to leave registers for: 4 of 256 threads allow 64 registers, room for two points' loads in
+// flight.
 #if !defined(GML_FORWARD_BLOCKS)
 #define GML_FORWARD_BLOCKS 4
 #endif
@@ -47,7 +48,8 @@ struct ForwardShape {
 };
 
 template <class Shape>
-GML_DEVICE Pixel<typename Shape::F> locate(const typename Shape::Arguments& a, int64_t query, int64_t point, int l) {
+GML_DEVICE Pixel<typename Shape::F> locate(const typename Shape::Arguments& a, int64_t query, int64_t point,
+                                           int l) {
   using F = typename Shape::F;
   F at[2];
   load<2>(a.points + 2 * point, at);
@@ -57,7 +59,8 @@ GML_DEVICE Pixel<typename Shape::F> locate(const typename Shape::Arguments& a, i
   } else {
     const F* reference = a.reference + (query * a.levels + l) * a.coordinates;
     const F x = load_once(reference), y = load_once(reference + 1);
-    if (a.coordinates == 2) return {fma(x, level.width, at[0]) - F(0.5), fma(y, level.height, at[1]) - F(0.5)};
+    if (a.coordinates == 2)
+      return {fma(x, level.width, at[0]) - F(0.5), fma(y, level.height, at[1]) - F(0.5)};
     const F scale = F(0.5) / static_cast<F>(a.points_per_level);  // offsets are in half boxes, divided by P
     return {fma(fma(at[0] * scale, load_once(reference + 2), x), level.width, F(-0.5)),
             fma(fma(at[1] * scale, load_once(reference + 3), y), level.height, F(-0.5))};
@@ -65,7 +68,8 @@ GML_DEVICE Pixel<typename Shape::F> locate(const typename Shape::Arguments& a, i
 }
 
 template <class Shape>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const __grid_constant__ typename Shape::Arguments a) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
+    forward_kernel(const __grid_constant__ typename Shape::Arguments a) {
   using T = typename Shape::T;
   using F = typename Shape::F;
   using Offset = typename Shape::Table::Distance;
@@ -110,13 +114,14 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
 // all of it at 8 lanes or more; 16-bit types, at 4, would need more than 64 registers
 #pragma unroll(Shape::FIXED ? 2 : 1)
   for (int first = 0; first < count; first += LANES) {
-    // this lane's point; past the last one, the last once more with weight zero
+    // this lane's point; past the last one, the last once more, which nobody asks for
     const int point = first + lane < count ? first + lane : count - 1;
     const int l = point / per_level;
     F weight[1];
     load<1>(a.weights + first_point + point, weight);
     if constexpr (Shape::FUSED) weight[0] = fast_exp(weight[0] - peak) * scale;
-    const Corners<F, Offset> own(locate<Shape>(a, query, first_point + point, l), weight[0], a.table.level[l]);
+    const Corners<F, Offset> own(locate<Shape>(a, query, first_point + point, l), weight[0],
+                                 a.table.level[l]);
 
 #pragma unroll
     for (int source = 0; source < LANES; ++source) {
@@ -124,7 +129,8 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
       const int l_now = Shape::FIXED ? (first + source) / per_level : level_now;
       const auto& level = a.table.level[l_now];
       const char* corner = reinterpret_cast<const char*>(own_value) + broadcast<LANES>(own.first, source);
-      const char* corners[4] = {corner, corner + level.step_x, corner + level.step_y, corner + level.step_y + level.step_x};
+      const char* corners[4] = {corner, corner + level.step_x, corner + level.step_y,
+                                corner + level.step_y + level.step_x};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const F w = broadcast<LANES>(own.weight[k], source);
@@ -143,8 +149,8 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
 }
 
 template <class Shape>
-void launch_forward(const Problem& p, const void* reference, int64_t coordinates, const void* points, const void* weights,
-                    void* output, cudaStream_t stream) {
+void launch_forward(const Problem& p, const void* reference, int64_t coordinates, const void* points,
+                    const void* weights, void* output, cudaStream_t stream) {
   using T = typename Shape::T;
   typename Shape::Arguments a{};
   a.points = static_cast<const typename Shape::G*>(points);
@@ -154,7 +160,8 @@ void launch_forward(const Problem& p, const void* reference, int64_t coordinates
   a.head_stride = p.head_stride;
   a.heads = static_cast<int>(p.heads);
   a.channels = static_cast<int>(p.channels);
-  a.channel_blocks = static_cast<int>((p.channels + Shape::LANES * Shape::WIDTH - 1) / (Shape::LANES * Shape::WIDTH));
+  a.channel_blocks =
+      static_cast<int>((p.channels + Shape::LANES * Shape::WIDTH - 1) / (Shape::LANES * Shape::WIDTH));
   a.levels = static_cast<int>(p.levels);
   a.points_per_level = static_cast<int>(p.points);
   a.coordinates = static_cast<int>(coordinates);
@@ -166,7 +173,8 @@ void launch_forward(const Problem& p, const void* reference, int64_t coordinates
     a.value = static_cast<const T*>(p.value) + b * p.batch_stride;
     a.points = static_cast<const typename Shape::G*>(points) + b * per_sample * p.points_per_head() * 2;
     a.weights = static_cast<const typename Shape::G*>(weights) + b * per_sample * p.points_per_head();
-    if (Shape::FUSED) a.reference = static_cast<const typename Shape::F*>(reference) + b * p.queries * p.levels * coordinates;
+    if (Shape::FUSED)
+      a.reference = static_cast<const typename Shape::F*>(reference) + b * p.queries * p.levels * coordinates;
     a.output = static_cast<T*>(output) + b * per_sample * p.channels;
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.heads * a.channel_blocks),
                     static_cast<unsigned>(samples));
@@ -184,8 +192,8 @@ bool reads_vectors(const Problem& p) {
 }
 
 template <class T, class G, bool FUSED>
-void dispatch_forward(const Problem& p, const void* reference, int64_t coordinates, const void* points, const void* weights,
-                      void* output, cudaStream_t stream) {
+void dispatch_forward(const Problem& p, const void* reference, int64_t coordinates, const void* points,
+                      const void* weights, void* output, cudaStream_t stream) {
   constexpr int kWidth = 16 / sizeof(T), kLanes = 32 / kWidth;
   const auto run = [&](auto shape) {
     launch_forward<decltype(shape)>(p, reference, coordinates, points, weights, output, stream);
@@ -210,7 +218,8 @@ void with_types(Element value, Element geometry, const Run& run) {
     case Element::kFloat64: return run(double{}, double{});
     case Element::kFloat32: return run(float{}, float{});
     case Element::kFloat16: return own ? run(__half{}, __half{}) : run(__half{}, float{});
-    case Element::kBFloat16: return own ? run(__nv_bfloat16{}, __nv_bfloat16{}) : run(__nv_bfloat16{}, float{});
+    case Element::kBFloat16:
+      return own ? run(__nv_bfloat16{}, __nv_bfloat16{}) : run(__nv_bfloat16{}, float{});
   }
 }
 

@@ -1,11 +1,13 @@
-// Where a sampling point lands: levels, bilinear weights, corner addresses, and the order in which blocks visit queries.
+// Where a sampling point lands: levels, bilinear weights, corner addresses, and the order in which blocks
+// visit queries.
 //
 // A point is read from the 2 x 2 cell of value rows whose first corner is
 //     first = clamp(floor(x), 0, width - 2)       (and alike for y)
-// so that a cell never leaves its level and always steps by the same two distances. A node at distance d from the point
-// weighs max(0, 1 - d): that is the bilinear weight inside, zero where the point is outside, and zero for NaN, since
-// fmax and fmin return the operand that is a number. Nothing branches, and no address is ever out of range.
-// Value must be finite: a row that is read with weight zero still turns infinities into NaN.
+// so that a cell never leaves its level and always steps by the same two distances. A node at distance d from
+// the point weighs max(0, 1 - d): that is the bilinear weight inside, zero where the point is outside, and
+// zero for NaN, since fmax and fmin return the operand that is a number. Nothing branches, and no address is
+// ever out of range. Value must be finite: a row that is read with weight zero still turns infinities into
+// NaN.
 #pragma once
 
 #include "numbers.cuh"
@@ -15,9 +17,9 @@ namespace groundingml::cuda {
 template <class F, class Offset>
 struct Level {
   F width, height;
-  F last_x, last_y;          // largest first corner: width - 2 and height - 2, at least 0
-  Offset start;              // distance of the level's first row from the sample's first
-  Offset step_x, step_y;     // distance to the next column and row; 0 where the level has only one
+  F last_x, last_y;       // largest first corner: width - 2 and height - 2, at least 0
+  Offset start;           // distance of the level's first row from the sample's first
+  Offset step_x, step_y;  // distance to the next column and row; 0 where the level has only one
 };
 
 // Distances are in any unit (bytes or elements), as the one who builds the table chooses.
@@ -74,7 +76,8 @@ struct Pixel {
   F x, y;
 };
 
-// What the lanes of a group need to sample one point: the weight of each corner and the distance of the first.
+// What the lanes of a group need to sample one point: the weight of each corner and the distance of the
+// first.
 template <class F, class Offset>
 struct Corners {
   F weight[4];  // (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1), attention weight included
@@ -88,7 +91,8 @@ struct Corners {
     weight[2] = bottom * x.low;
     weight[3] = bottom * x.high;
     // step is 0 only where `first` is 0 too
-    first = level.start + static_cast<Offset>(y.first) * level.step_y + static_cast<Offset>(x.first) * level.step_x;
+    first = level.start + static_cast<Offset>(y.first) * level.step_y +
+            static_cast<Offset>(x.first) * level.step_x;
   }
 };
 
@@ -98,7 +102,8 @@ struct PointGradient {
   F x, y, attention;  // x and y with respect to the location in [0, 1]
 
   template <class Offset>
-  GML_HOST_DEVICE PointGradient(const Pixel<F>& at, F weight, const Level<F, Offset>& level, const F (&dot)[4]) {
+  GML_HOST_DEVICE PointGradient(const Pixel<F>& at, F weight, const Level<F, Offset>& level,
+                                const F (&dot)[4]) {
     const Axis<F> ax(at.x, level.width, level.last_x), ay(at.y, level.height, level.last_y);
     const F dlow_x = ax.low_slope(at.x), dhigh_x = ax.high_slope(at.x, level.width);
     const F dlow_y = ay.low_slope(at.y), dhigh_y = ay.high_slope(at.y, level.height);
@@ -110,9 +115,9 @@ struct PointGradient {
   }
 };
 
-// Which query a slot of a block handles. Queries of an encoder are the pixels of the levels themselves (Q == S); blocks
-// then take 2-D tiles of pixels, whose sampling points share value rows in the cache. It is a reordering of the queries and
-// right for any input; it only pays when query i belongs to pixel i.
+// Which query a slot of a block handles. Queries of an encoder are the pixels of the levels themselves (Q ==
+// S); blocks then take 2-D tiles of pixels, whose sampling points share value rows in the cache. It is a
+// reordering of the queries and right for any input; it only pays when query i belongs to pixel i.
 #if !defined(GML_TILED_QUERIES)
 #define GML_TILED_QUERIES 1
 #endif

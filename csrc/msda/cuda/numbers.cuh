@@ -32,7 +32,9 @@ template <class T>
 struct Word;
 template <>
 struct Word<float> {
-  static GML_DEVICE void widen(const unsigned* words, int k, float* out) { out[k] = __uint_as_float(words[k]); }
+  static GML_DEVICE void widen(const unsigned* words, int k, float* out) {
+    out[k] = __uint_as_float(words[k]);
+  }
 };
 template <>
 struct Word<double> {

@@ -14,8 +14,9 @@ void with_arithmetic(Element value, const Run& run) {
 
 }  // namespace
 
-void expand_offsets(const Problem& p, Element value, const void* reference, int64_t coordinates, const void* offsets,
-                    const void* logits, void* locations, void* weights, cudaStream_t stream) {
+void expand_offsets(const Problem& p, Element value, const void* reference, int64_t coordinates,
+                    const void* offsets, const void* logits, void* locations, void* weights,
+                    cudaStream_t stream) {
   p.check_limits();
   if (!p.has_output()) return;
   with_arithmetic(value, [&](auto f) {
@@ -28,9 +29,9 @@ void expand_offsets(const Problem& p, Element value, const void* reference, int6
   });
 }
 
-void collapse_offsets(const Problem& p, Element value, const void* reference, int64_t coordinates, const void* offsets,
-                      const void* weights, void* grad_locations, void* grad_weights, void* grad_reference,
-                      cudaStream_t stream) {
+void collapse_offsets(const Problem& p, Element value, const void* reference, int64_t coordinates,
+                      const void* offsets, const void* weights, void* grad_locations, void* grad_weights,
+                      void* grad_reference, cudaStream_t stream) {
   p.check_limits();
   if (!p.has_output()) return;
   with_arithmetic(value, [&](auto f) {
@@ -40,7 +41,8 @@ void collapse_offsets(const Problem& p, Element value, const void* reference, in
     a.locations = static_cast<F*>(grad_locations);
     a.weights = static_cast<F*>(grad_weights);
     a.grad_reference = static_cast<F*>(grad_reference);
-    launch(collapse_weights_kernel<F>, blocks_for(a.queries * p.heads, kThreads / kOffsetLanes), kThreads, stream, a);
+    launch(collapse_weights_kernel<F>, blocks_for(a.queries * p.heads, kThreads / kOffsetLanes), kThreads,
+           stream, a);
     launch(collapse_locations_kernel<F>, blocks_for(a.queries * p.levels, kThreads), kThreads, stream, a);
   });
 }

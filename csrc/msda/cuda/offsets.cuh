@@ -1,6 +1,6 @@
-// The fused op's backward is the plain one between two small steps: offsets and logits become locations and weights, and
-// the gradients of those become the gradients of offsets, logits and reference points. No atomics: sums over heads and
-// points are always taken in the same order.
+// The fused op's backward is the plain one between two small steps: offsets and logits become locations and
+// weights, and the gradients of those become the gradients of offsets, logits and reference points. No
+// atomics: sums over heads and points are always taken in the same order.
 #pragma once
 
 #include "geometry.cuh"
@@ -14,11 +14,11 @@ template <class F>
 struct OffsetArguments {
   const F* reference;  // (B, Q, L, coordinates)
   const F* offsets;    // (B, Q, M, L, P, 2)
-  F* locations;        // (B, Q, M, L, P, 2): written by expand; gradients of locations, then of offsets in collapse
-  F* weights;          // (B, Q, M, L, P): likewise, logits come from
-  const F* logits;     // softmaxed weights in collapse
-  F* grad_reference;   // (B, Q, L, coordinates)
-  int64_t queries;     // of all samples
+  F* locations;  // (B, Q, M, L, P, 2): written by expand; gradients of locations, then of offsets in collapse
+  F* weights;    // (B, Q, M, L, P): likewise, logits come from
+  const F* logits;    // softmaxed weights in collapse
+  F* grad_reference;  // (B, Q, L, coordinates)
+  int64_t queries;    // of all samples
   int heads, levels, points_per_level, coordinates;
   struct Size {
     F width, height;
@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(kThreads) expand_kernel(const __grid_constant_
 
 // Gradient through the softmax, in place.
 template <class F>
-__global__ void __launch_bounds__(kThreads) collapse_weights_kernel(const __grid_constant__ OffsetArguments<F> a) {
+__global__ void __launch_bounds__(kThreads)
+    collapse_weights_kernel(const __grid_constant__ OffsetArguments<F> a) {
   constexpr int LANES = kOffsetLanes;
   const int lane = threadIdx.x % LANES, count = a.levels * a.points_per_level;
   const int64_t pairs = a.queries * a.heads;
@@ -77,9 +78,11 @@ __global__ void __launch_bounds__(kThreads) collapse_weights_kernel(const __grid
   }
 }
 
-// One thread for each query and level: the gradient of its reference point, and of the offsets of its points, in place.
+// One thread for each query and level: the gradient of its reference point, and of the offsets of its points,
+// in place.
 template <class F>
-__global__ void __launch_bounds__(kThreads) collapse_locations_kernel(const __grid_constant__ OffsetArguments<F> a) {
+__global__ void __launch_bounds__(kThreads)
+    collapse_locations_kernel(const __grid_constant__ OffsetArguments<F> a) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= a.queries * a.levels) return;
   const int64_t query = at / a.levels;
@@ -113,7 +116,8 @@ __global__ void __launch_bounds__(kThreads) collapse_locations_kernel(const __gr
 }
 
 template <class F>
-OffsetArguments<F> offset_arguments(const Problem& p, const void* reference, int64_t coordinates, const void* offsets) {
+OffsetArguments<F> offset_arguments(const Problem& p, const void* reference, int64_t coordinates,
+                                    const void* offsets) {
   OffsetArguments<F> a{};
   a.reference = static_cast<const F*>(reference);
   a.offsets = static_cast<const F*>(offsets);

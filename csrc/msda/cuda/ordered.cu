@@ -5,7 +5,8 @@ namespace groundingml::cuda {
 
 HeadRange HeadRange::from(const Problem& p, int64_t begin) {
   constexpr int64_t kMost = INT32_MAX - kWarp;  // loops step past the end by less than a warp
-  const int64_t per_head = p.rows > p.queries * p.points_per_head() ? p.rows : p.queries * p.points_per_head();
+  const int64_t per_head =
+      p.rows > p.queries * p.points_per_head() ? p.rows : p.queries * p.points_per_head();
   if (per_head > kMost) {
     throw std::invalid_argument(
         "the deterministic backward takes fewer than 2^31 rows of value and sampling points per head; "
@@ -27,9 +28,9 @@ void ordered_keys(const Problem& p, Element value, HeadRange range, const void* 
   });
 }
 
-void ordered_backward(const Problem& p, Element value, HeadRange range, const void* locations, const void* weights,
-                      const void* grad_output, const int32_t* sorted_keys, const int64_t* permutation, int32_t* starts,
-                      void* grad_value, cudaStream_t stream) {
+void ordered_backward(const Problem& p, Element value, HeadRange range, const void* locations,
+                      const void* weights, const void* grad_output, const int32_t* sorted_keys,
+                      const int64_t* permutation, int32_t* starts, void* grad_value, cudaStream_t stream) {
   p.check_limits();
   if (range.cells(p) == 0 || p.channels == 0) return;
   with_element(value, [&](auto t) {

@@ -1,7 +1,9 @@
-// The gradient of value without atomics. Sampling points are sorted by the cell they read; a value row then collects the
-// points of the up to four cells that it is a corner of, always in the same order, and is written once.
+// The gradient of value without atomics. Sampling points are sorted by the cell they read; a value row then
+// collects the points of the up to four cells that it is a corner of, always in the same order, and is
+// written once.
 //
-// A cell is named by its first corner's row; keys count rows over a range of heads (b * M + m), so that they fit 32 bits.
+// A cell is named by its first corner's row; keys count rows over a range of heads (b * M + m), so that they
+// fit 32 bits.
 #pragma once
 
 #include "geometry.cuh"
@@ -40,8 +42,8 @@ struct OrderedArguments {
 };
 
 template <class T>
-GML_DEVICE Corners<ArithmeticOf<T>, int64_t> corners_of(const OrderedArguments<T>& a, int64_t pair, int64_t point,
-                                                        ArithmeticOf<T> weight) {
+GML_DEVICE Corners<ArithmeticOf<T>, int64_t> corners_of(const OrderedArguments<T>& a, int64_t pair,
+                                                        int64_t point, ArithmeticOf<T> weight) {
   using F = ArithmeticOf<T>;
   const auto& level = a.table.level[point / a.points_per_level];
   F location[2];
@@ -105,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, 3) collect_kernel(const __grid_const
         const auto entry = a.entry(a.permutation[own]);
         const int64_t own_pair = a.pair_index(entry.head, entry.query);
         const int count = a.levels * a.points_per_level;
-        const auto corners = corners_of(a, own_pair, entry.point, load_once(a.weights + own_pair * count + entry.point));
+        const auto corners =
+            corners_of(a, own_pair, entry.point, load_once(a.weights + own_pair * count + entry.point));
         const F own_weight = corner == 0   ? corners.weight[0]
                              : corner == 1 ? corners.weight[1]
                              : corner == 2 ? corners.weight[2]

@@ -1,9 +1,10 @@
-// The ops for CUDA tensors: allocates through PyTorch and enqueues the kernels (problem.h) on the current stream of the
-// tensors' device. Nothing here waits for the GPU.
+// The ops for CUDA tensors: allocates through PyTorch and enqueues the kernels (problem.h) on the current
+// stream of the tensors' device. Nothing here waits for the GPU.
 //
-// Build: nvcc -std=c++17 -O3 -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem <torch>/include, every *.cu of this folder,
-// linked with -cudart static. Only the stable ABI is used, so the headers of a CPU-only PyTorch do, and no CUDA library is
-// needed to load the result: what is missing there is said when a CUDA tensor comes.
+// Build: nvcc -std=c++17 -O3 -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem <torch>/include, every *.cu
+// of this folder, linked with -cudart static. Only the stable ABI is used, so the headers of a CPU-only
+// PyTorch do, and no CUDA library is needed to load the result: what is missing there is said when a CUDA
+// tensor comes.
 #include <dlfcn.h>
 
 #include <optional>
@@ -17,11 +18,13 @@ namespace {
 
 using CurrentStream = int32_t (*)(int32_t device_index, void** stream);
 
-// PyTorch's own function, looked up by name: it is missing from CPU builds, where this library has to load all the same.
+// PyTorch's own function, looked up by name: it is missing from CPU builds, where this library has to load
+// all the same.
 CurrentStream find_current_stream() {
   void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-  return library == nullptr ? nullptr
-                            : reinterpret_cast<CurrentStream>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  return library == nullptr
+             ? nullptr
+             : reinterpret_cast<CurrentStream>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
 }
 
 // While it lives, `tensor`'s device is the current one, for PyTorch and for the CUDA runtime linked in here.
@@ -31,7 +34,8 @@ class OnDeviceOf {
     static const CurrentStream current_stream = find_current_stream();
     STD_TORCH_CHECK(current_stream != nullptr, "groundingml: this PyTorch has no CUDA support");
     void* stream = nullptr;
-    STD_TORCH_CHECK(current_stream(tensor.get_device_index(), &stream) == 0, "groundingml: no current CUDA stream");
+    STD_TORCH_CHECK(current_stream(tensor.get_device_index(), &stream) == 0,
+                    "groundingml: no current CUDA stream");
     stream_ = static_cast<cudaStream_t>(stream);
     check(cudaSetDevice(tensor.get_device_index()));
   }
@@ -43,12 +47,13 @@ class OnDeviceOf {
 
  private:
   static void check(cudaError_t error) {
-    const char* hint = error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion
-                           ? "; the kernels were not compiled for this GPU: rebuild with GROUNDINGML_CUDA_ARCHS naming "
-                             "its compute capability"
-                           : "";
-    STD_TORCH_CHECK(error == cudaSuccess, "groundingml: CUDA refused a kernel: ", cudaGetErrorName(error), ": ",
-                    cudaGetErrorString(error), hint);
+    const char* hint =
+        error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion
+            ? "; the kernels were not compiled for this GPU: rebuild with GROUNDINGML_CUDA_ARCHS naming "
+              "its compute capability"
+            : "";
+    STD_TORCH_CHECK(error == cudaSuccess, "groundingml: CUDA refused a kernel: ", cudaGetErrorName(error),
+                    ": ", cudaGetErrorString(error), hint);
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
@@ -75,7 +80,8 @@ Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
 // Contiguous, and aligned to pairs of elements, as the kernels read geometry.
 Tensor dense(const Tensor& tensor) {
   const Tensor contiguous = tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % (2 * contiguous.element_size()) == 0;
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % (2 * contiguous.element_size()) == 0;
   return aligned ? contiguous : torch::stable::clone(contiguous);
 }
 
@@ -83,8 +89,8 @@ Tensor empty_like(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::new_empty(tensor, tensor.sizes(), dtype);
 }
 
-// A call's tensors, kept alive while `problem` points into them. Coordinates are locations or offsets, weights are
-// attention weights or logits.
+// A call's tensors, kept alive while `problem` points into them. Coordinates are locations or offsets,
+// weights are attention weights or logits.
 struct Call {
   enum class Pass { kForward, kBackward };
 
@@ -100,10 +106,12 @@ struct Call {
       : sizes(check_arguments(value_in, spatial_shapes, coordinates_in, weights_in, reference_in)),
         shapes(std::move(spatial_shapes)),
         element(element_of(value_in.scalar_type())) {
-    const bool usable = pass == Pass::kForward ? value_in.stride(3) == 1 || sizes.channels == 1 : value_in.is_contiguous();
+    const bool usable =
+        pass == Pass::kForward ? value_in.stride(3) == 1 || sizes.channels == 1 : value_in.is_contiguous();
     value = usable ? value_in : torch::stable::contiguous(value_in);
 
-    // The forward reads 16-bit geometry as it is, unless the two differ; all else is in the arithmetic's type.
+    // The forward reads 16-bit geometry as it is, unless the two differ; all else is in the arithmetic's
+    // type.
     const bool own_type = pass == Pass::kForward && coordinates_in.scalar_type() == value.scalar_type() &&
                           weights_in.scalar_type() == value.scalar_type();
     const ScalarType dtype = own_type ? value.scalar_type() : arithmetic(value);
@@ -135,14 +143,15 @@ Tensor run_forward(const Tensor& value, std::vector<int64_t> spatial_shapes, con
   const OnDeviceOf device(value);
   const Call call(Call::Pass::kForward, value, std::move(spatial_shapes), coordinates, weights, reference);
   const Sizes& sizes = call.sizes;
-  const Tensor output = torch::stable::new_empty(value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
+  const Tensor output =
+      torch::stable::new_empty(value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
   if (reference == nullptr) {
-    forward(call.problem, call.element, call.geometry, call.coordinates.const_data_ptr(), call.weights.const_data_ptr(),
-            output.mutable_data_ptr(), device.stream());
+    forward(call.problem, call.element, call.geometry, call.coordinates.const_data_ptr(),
+            call.weights.const_data_ptr(), output.mutable_data_ptr(), device.stream());
   } else {
-    forward_from_offsets(call.problem, call.element, call.geometry, call.reference_data(), sizes.reference_size,
-                         call.coordinates.const_data_ptr(), call.weights.const_data_ptr(), output.mutable_data_ptr(),
-                         device.stream());
+    forward_from_offsets(call.problem, call.element, call.geometry, call.reference_data(),
+                         sizes.reference_size, call.coordinates.const_data_ptr(),
+                         call.weights.const_data_ptr(), output.mutable_data_ptr(), device.stream());
   }
   device.check_launches();
   return output;
@@ -150,21 +159,24 @@ Tensor run_forward(const Tensor& value, std::vector<int64_t> spatial_shapes, con
 
 // aten::sort, stable: sorted keys and the permutation (int64).
 std::tuple<Tensor, Tensor> sort(const Tensor& keys) {
-  std::array<StableIValue, 4> stack{torch::stable::detail::from(keys), torch::stable::detail::from(std::optional<bool>(true)),
-                                    torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(keys), torch::stable::detail::from(std::optional<bool>(true)),
+      torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
-Tensor ordered_grad_value(const Call& call, const Tensor& locations, const Tensor& weights, const Tensor& grad_output,
-                          cudaStream_t stream) {
+Tensor ordered_grad_value(const Call& call, const Tensor& locations, const Tensor& weights,
+                          const Tensor& grad_output, cudaStream_t stream) {
   const Problem& p = call.problem;
   const Tensor grad_value = empty_like(call.value, call.value.scalar_type());
   for (int64_t head = 0; head < p.batch * p.heads;) {
     const HeadRange range = HeadRange::from(p, head);
     const Tensor keys = torch::stable::new_empty(call.value, {range.entries(p)}, ScalarType::Int);
     const Tensor starts = torch::stable::new_empty(call.value, {range.cells(p) + 1}, ScalarType::Int);
-    ordered_keys(p, call.element, range, locations.const_data_ptr(), static_cast<int32_t*>(keys.mutable_data_ptr()), stream);
+    ordered_keys(p, call.element, range, locations.const_data_ptr(),
+                 static_cast<int32_t*>(keys.mutable_data_ptr()), stream);
     const auto [sorted, permutation] = sort(keys);
     ordered_backward(p, call.element, range, locations.const_data_ptr(), weights.const_data_ptr(),
                      grad_output.const_data_ptr(), static_cast<const int32_t*>(sorted.const_data_ptr()),
@@ -181,7 +193,8 @@ struct Gradients {
 };
 
 Gradients run_backward(const Tensor& grad_output_in, const Tensor& value, std::vector<int64_t> spatial_shapes,
-                       const Tensor& coordinates, const Tensor& weights, const Tensor* reference, bool deterministic) {
+                       const Tensor& coordinates, const Tensor& weights, const Tensor* reference,
+                       bool deterministic) {
   const OnDeviceOf device(value);
   const Call call(Call::Pass::kBackward, value, std::move(spatial_shapes), coordinates, weights, reference);
   const Problem& p = call.problem;
@@ -193,24 +206,27 @@ Gradients run_backward(const Tensor& grad_output_in, const Tensor& value, std::v
   if (reference != nullptr) {
     locations = empty_like(call.coordinates, dtype);
     attention = empty_like(call.weights, dtype);
-    expand_offsets(p, call.element, call.reference_data(), call.sizes.reference_size, call.coordinates.const_data_ptr(),
-                   call.weights.const_data_ptr(), locations.mutable_data_ptr(), attention.mutable_data_ptr(), device.stream());
+    expand_offsets(p, call.element, call.reference_data(), call.sizes.reference_size,
+                   call.coordinates.const_data_ptr(), call.weights.const_data_ptr(),
+                   locations.mutable_data_ptr(), attention.mutable_data_ptr(), device.stream());
   }
 
   // Atomics accumulate in the arithmetic's type; the ordered gradient is written once, in value's.
-  const Tensor grad_value =
-      deterministic ? ordered_grad_value(call, locations, attention, grad_output, device.stream())
-                    : torch::stable::new_zeros(value, value.sizes(), dtype);
-  const Tensor grad_locations = empty_like(call.coordinates, dtype), grad_weights = empty_like(call.weights, dtype);
-  backward(p, call.element, locations.const_data_ptr(), attention.const_data_ptr(), grad_output.const_data_ptr(),
-           deterministic ? nullptr : grad_value.mutable_data_ptr(), grad_locations.mutable_data_ptr(),
-           grad_weights.mutable_data_ptr(), device.stream());
+  const Tensor grad_value = deterministic
+                                ? ordered_grad_value(call, locations, attention, grad_output, device.stream())
+                                : torch::stable::new_zeros(value, value.sizes(), dtype);
+  const Tensor grad_locations = empty_like(call.coordinates, dtype),
+               grad_weights = empty_like(call.weights, dtype);
+  backward(p, call.element, locations.const_data_ptr(), attention.const_data_ptr(),
+           grad_output.const_data_ptr(), deterministic ? nullptr : grad_value.mutable_data_ptr(),
+           grad_locations.mutable_data_ptr(), grad_weights.mutable_data_ptr(), device.stream());
 
   Gradients gradients;
   if (reference != nullptr) {
     const Tensor grad_reference = empty_like(*call.reference, dtype);
-    collapse_offsets(p, call.element, call.reference_data(), call.sizes.reference_size, call.coordinates.const_data_ptr(),
-                     attention.const_data_ptr(), grad_locations.mutable_data_ptr(), grad_weights.mutable_data_ptr(),
+    collapse_offsets(p, call.element, call.reference_data(), call.sizes.reference_size,
+                     call.coordinates.const_data_ptr(), attention.const_data_ptr(),
+                     grad_locations.mutable_data_ptr(), grad_weights.mutable_data_ptr(),
                      grad_reference.mutable_data_ptr(), device.stream());
     gradients.reference = as_dtype(grad_reference, reference->scalar_type());
   }
@@ -221,30 +237,33 @@ Gradients run_backward(const Tensor& grad_output_in, const Tensor& value, std::v
   return gradients;
 }
 
-Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& sampling_locations,
-                      const Tensor& attention_weights) {
+Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes,
+                      const Tensor& sampling_locations, const Tensor& attention_weights) {
   return run_forward(value, std::move(spatial_shapes), sampling_locations, attention_weights, nullptr);
 }
 
-Tensor ms_deform_attn_from_offsets(const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& reference_points,
-                                   const Tensor& sampling_offsets, const Tensor& attention_logits) {
+Tensor ms_deform_attn_from_offsets(const Tensor& value, std::vector<int64_t> spatial_shapes,
+                                   const Tensor& reference_points, const Tensor& sampling_offsets,
+                                   const Tensor& attention_logits) {
   return run_forward(value, std::move(spatial_shapes), sampling_offsets, attention_logits, &reference_points);
 }
 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_output, const Tensor& value,
                                                            std::vector<int64_t> spatial_shapes,
                                                            const Tensor& sampling_locations,
-                                                           const Tensor& attention_weights, bool deterministic) {
-  const Gradients g = run_backward(grad_output, value, std::move(spatial_shapes), sampling_locations, attention_weights,
-                                   nullptr, deterministic);
+                                                           const Tensor& attention_weights,
+                                                           bool deterministic) {
+  const Gradients g = run_backward(grad_output, value, std::move(spatial_shapes), sampling_locations,
+                                   attention_weights, nullptr, deterministic);
   return {g.value, g.coordinates, g.weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_from_offsets_backward(
-    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& reference_points,
-    const Tensor& sampling_offsets, const Tensor& attention_logits, bool deterministic) {
-  const Gradients g = run_backward(grad_output, value, std::move(spatial_shapes), sampling_offsets, attention_logits,
-                                   &reference_points, deterministic);
+    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
+    const Tensor& reference_points, const Tensor& sampling_offsets, const Tensor& attention_logits,
+    bool deterministic) {
+  const Gradients g = run_backward(grad_output, value, std::move(spatial_shapes), sampling_offsets,
+                                   attention_logits, &reference_points, deterministic);
   return {g.value, *g.reference, g.coordinates, g.weights};
 }
 
@@ -255,5 +274,6 @@ STABLE_TORCH_LIBRARY_IMPL(groundingml, CUDA, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&groundingml::cuda::ms_deform_attn));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&groundingml::cuda::ms_deform_attn_backward));
   m.impl("ms_deform_attn_from_offsets", TORCH_BOX(&groundingml::cuda::ms_deform_attn_from_offsets));
-  m.impl("ms_deform_attn_from_offsets_backward", TORCH_BOX(&groundingml::cuda::ms_deform_attn_from_offsets_backward));
+  m.impl("ms_deform_attn_from_offsets_backward",
+         TORCH_BOX(&groundingml::cuda::ms_deform_attn_from_offsets_backward));
 }
