@@ -8,6 +8,7 @@ from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.dense_proposals import (
     DenseProposals,
     NameMemory,
+    nearly_highest,
     peaks,
     phrase_vectors,
 )
@@ -27,11 +28,16 @@ def test_a_phrase_is_the_mean_of_its_words_and_its_delimiter_is_no_word() -> Non
     torch.testing.assert_close(vectors[0, 4], F.normalize(hidden[0, 4], dim=0))
 
 
-def test_only_the_highest_of_neighbours_is_a_peak_and_levels_are_apart() -> None:
+def test_only_the_highest_of_neighbours_is_a_peak_for_each_phrase_and_level_apart() -> None:
     first = torch.tensor([[1.0, 2.0, 0.0, 5.0], [0.0, 0.0, 0.0, 4.0]])
-    second = torch.tensor([[0.5]])
-    found = peaks(torch.cat([first.flatten(), second.flatten()])[None], ((2, 4), (1, 1)))
-    assert found[0].nonzero().flatten().tolist() == [1, 3, 8]
+    other = torch.tensor([[3.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    second_level = torch.tensor([[0.5]])
+    logits = torch.stack(
+        [torch.cat([grid.flatten(), second_level.flatten()]) for grid in (first, other)], dim=-1
+    )
+    found = peaks(logits[None], ((2, 4), (1, 1)))[0]
+    assert found[:, 0].nonzero().flatten().tolist() == [1, 3, 8]
+    assert found[:, 1].nonzero().flatten().tolist() == [0, 7, 8]
 
 
 @pytest.fixture
@@ -69,6 +75,14 @@ def test_a_phrase_between_two_classes_means_both(memory: NameMemory) -> None:
 def test_a_phrase_unlike_all_names_means_nothing(memory: NameMemory) -> None:
     phrase = F.normalize(torch.tensor([-1.0, -1.0, -1.0, -1.0]), dim=0)
     assert memory(phrase[None, None]).max() < 1e-3
+
+
+def test_a_phrase_of_many_classes_scores_as_the_best_of_them() -> None:
+    probabilities = torch.tensor([[[0.6, 0.1, 0.1, 0.1], [0.3, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.0]]])
+    affinities = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.5, 0.0, 0.0, 0.0]]])
+    scores = nearly_highest(probabilities, affinities)
+    expected = torch.tensor([[0.6, 0.6, 0.3], [0.3, 0.3, 0.15], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(scores[0], expected, atol=0.01, rtol=0)
 
 
 def test_another_backbone_is_refused() -> None:

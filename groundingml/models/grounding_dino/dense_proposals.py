@@ -30,8 +30,8 @@ class DenseProposals(nn.Module):
     """Text-aligned logits and boxes at every cell of a detector's maps; of neighbouring cells only the peak
     counts.
 
-    The peak filter stands for non-maximum suppression: a cell is kept where no cell of the 3x3 around it in
-    its level has a higher best score.
+    The peak filter stands for non-maximum suppression: a label is kept at a cell where no cell of the 3x3
+    around it in its level has a higher score for that label.
 
     Raises:
         ValueError: a config whose backbone is no NanoDet, or that adds levels to the backbone's.
@@ -67,7 +67,7 @@ class DenseProposals(nn.Module):
         """The arguments are those of `TwoStageProposals.forward`."""
         phrases, is_word = phrase_vectors(text_features.hidden, text_features.block_mask)
         known = self.detector.class_logits(image.feature_maps).sigmoid()  # (B, S, classes)
-        scores = (known @ self.names(phrases).transpose(1, 2)).clamp(max=1.0)
+        scores = nearly_highest(known, self.names(phrases))
         logits = torch.logit(_LEAST_PROBABILITY + (1 - 2 * _LEAST_PROBABILITY) * scores)
         features = self.norm(self.projection(memory))
         logits = logits + self.class_head(features, text, text_features.mask).masked_fill(
@@ -78,15 +78,12 @@ class DenseProposals(nn.Module):
             possible = possible & memory_mask.unsqueeze(-1)
         logits = logits.masked_fill(~possible, _IMPOSSIBLE)
 
-        best = logits.detach().amax(dim=-1)
-        penalty = _NOT_A_PEAK * (~peaks(best, image.spatial_shapes)).to(best.dtype)
-        logits = logits - penalty.unsqueeze(-1)
+        logits = logits - _NOT_A_PEAK * (~peaks(logits.detach(), image.spatial_shapes)).to(logits.dtype)
         return Proposals(
             logits=logits.masked_fill(~text_features.mask.unsqueeze(1), float("-inf")),
             boxes_logit=self._boxes_logit(image) + self.box_head(features),
             features=features,
             residual_logits=logits,
-            selection_scores=best - penalty,
         )
 
     def _boxes_logit(self, image: ImageFeatures) -> Tensor:
@@ -95,6 +92,24 @@ class DenseProposals(nn.Module):
         corners = self.detector.boxes_xyxy(image.feature_maps) / image.sizes.repeat(1, 2).unsqueeze(1)
         low, high = corners.clamp(0.0, 1.0).chunk(2, dim=-1)
         return torch.logit(torch.cat([(low + high) / 2, high - low], dim=-1), eps=1e-4)
+
+
+def nearly_highest(probabilities: Tensor, affinities: Tensor) -> Tensor:
+    """The highest of a phrase's affinity to a class times the class's probability, over all classes, made
+    smooth.
+
+    A norm of order 4 stands for the maximum, since it needs no (B, S, T, K) tensor: it is exact for a phrase
+    that means one class, and does not add up the classes of one that means many.
+
+    Args:
+        probabilities: (B, S, K) of each class at each cell.
+        affinities: (B, T, K) of each phrase to each class.
+
+    Returns:
+        (B, S, T) in 0..1.
+    """
+    powers = probabilities.pow(4) @ affinities.pow(4).transpose(1, 2)
+    return powers.clamp(min=1e-24, max=1.0).pow(0.25)
 
 
 class NameMemory(nn.Module):
@@ -156,12 +171,15 @@ def phrase_vectors(hidden: Tensor, block_mask: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(weights @ hidden, dim=-1), is_word
 
 
-def peaks(scores: Tensor, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """Scores (B, S) -> (B, S) bool, True where no cell of the 3x3 around it in its level has a higher
-    score."""
+def peaks(logits: Tensor, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """Logits (B, S, T) -> bool, True where no cell of the 3x3 around it in its level has a higher logit.
+
+    Each text token has its own peaks, so that what is found for a label does not depend on the others.
+    """
     sizes = [height * width for height, width in spatial_shapes]
     levels = []
-    for level, (height, width) in zip(torch.split(scores, sizes, dim=1), spatial_shapes, strict=True):
-        grid = level.view(-1, 1, height, width)
-        levels.append((grid >= F.max_pool2d(grid, kernel_size=3, stride=1, padding=1)).flatten(1))
+    for level, (height, width) in zip(torch.split(logits, sizes, dim=1), spatial_shapes, strict=True):
+        grid = level.transpose(1, 2).reshape(len(logits), -1, height, width)
+        highest = F.max_pool2d(grid, kernel_size=3, stride=1, padding=1)
+        levels.append((grid >= highest).flatten(2).transpose(1, 2))
     return torch.cat(levels, dim=1)
