@@ -46,6 +46,7 @@ test: $(VENV)/.with-test  ## run the tests (TESTS='tests/ops -k grad' for some)
 	$(BIN)/python -m pytest -m 'not e2e' $(TESTS)
 
 e2e: $(VENV)/.with-test  ## run the tests against a real Label Studio, in its own environment
+	$(BIN)/python tests/e2e/label_studio_env.py
 	$(BIN)/python -m pytest -m e2e $(TESTS)
 
 lint: $(VENV)/.with-lint  ## ruff and mypy
