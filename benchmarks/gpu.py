@@ -10,6 +10,10 @@ runs the tests marked gpu, `sanitize` some of them under compute-sanitizer, `op`
 (gpu_op.py, gpu_model.py), `report` writes benchmarks/results/gpu.md from the JSON files beside it. A failed
 step is reported and the next one still runs; the exit code is then 1. Needs PyTorch with CUDA, nvcc, pytest,
 ninja and pybind11; transformers for `model`.
+
+To try the kernels' two knobs (geometry.cuh, forward.cuh): rm -rf build/native, then
+    NVCC_APPEND_FLAGS=-DGML_TILED_QUERIES=0 python benchmarks/gpu.py --steps build op --results elsewhere
+    NVCC_APPEND_FLAGS=-DGML_FORWARD_BLOCKS=5 ...
 """
 
 from __future__ import annotations

@@ -58,6 +58,10 @@ const char* emulation_backward(const Problem* p, int value, const void* location
   });
 }
 
+const char* emulation_head_range(const Problem* p, int64_t begin, int64_t* end) {
+  return attempt([&] { *end = HeadRange::from(*p, begin).end; });
+}
+
 // `heads_at_a_time` stands for what fits 32 bits on a GPU.
 const char* emulation_ordered(const Problem* p, int value, int64_t heads_at_a_time, const void* locations,
                               const void* weights, const void* grad_output, void* grad_value) {

@@ -239,6 +239,31 @@ def test_ordered_backward_over_ranges_of_heads(
     assert torch.equal(whole, parts)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "begin", "expected"),
+    [
+        ({"batch": 1, "rows": 22223, "queries": 22223}, 0, 8),  # an image: all heads at once
+        ({"batch": 16, "rows": 22223, "queries": 22223}, 0, 94),  # 2^25 points
+        ({"batch": 16, "rows": 22223, "queries": 22223}, 94, 128),  # and the rest
+        ({"batch": 16, "rows": 2**30, "queries": 1}, 2, 3),  # keys of two heads would not fit 32 bits
+        ({"batch": 16, "rows": 10, "queries": 2**24}, 5, 6),  # one head at least
+        ({"batch": 1, "rows": 10, "queries": 2**28}, 0, None),
+    ],
+)
+def test_ranges_of_heads(
+    emulation: Emulation, sizes: dict[str, int], begin: int, expected: int | None
+) -> None:
+    problem = Problem(heads=8, channels=32, levels=4, points=4, **sizes)
+    end = ctypes.c_int64()
+    function = emulation.library.emulation_head_range
+    function.restype = ctypes.c_char_p
+    error = function(ctypes.byref(problem), ctypes.c_int64(begin), ctypes.byref(end))
+    if expected is None:
+        assert b"fewer than 2^31" in error
+    else:
+        assert (error, end.value) == (None, expected)
+
+
 @pytest.mark.parametrize("channels", [32, 8])
 def test_strided_value(
     emulation: Emulation, make_inputs: Callable[..., Any], error_of: Callable[..., float], channels: int

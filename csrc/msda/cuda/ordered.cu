@@ -5,15 +5,18 @@ namespace groundingml::cuda {
 
 HeadRange HeadRange::from(const Problem& p, int64_t begin) {
   constexpr int64_t kMost = INT32_MAX - kWarp;  // loops step past the end by less than a warp
-  const int64_t per_head =
-      p.rows > p.queries * p.points_per_head() ? p.rows : p.queries * p.points_per_head();
+  constexpr int64_t kEntries = 1 << 25;         // sorting takes about 30 bytes for each: 1 GB at a time
+  const int64_t entries = p.queries * p.points_per_head();
+  const int64_t per_head = p.rows > entries ? p.rows : entries;
   if (per_head > kMost) {
     throw std::invalid_argument(
         "the deterministic backward takes fewer than 2^31 rows of value and sampling points per head; "
         "call torch.use_deterministic_algorithms(False)");
   }
-  const int64_t heads = p.batch * p.heads, fit = per_head == 0 ? heads : kMost / per_head;
-  return {begin, heads - begin < fit ? heads : begin + fit};
+  const int64_t heads = p.batch * p.heads, left = heads - begin;
+  int64_t count = per_head == 0 ? heads : kMost / per_head;
+  if (entries > 0 && count > kEntries / entries) count = kEntries / entries > 1 ? kEntries / entries : 1;
+  return {begin, begin + (left < count ? left : count)};
 }
 
 void ordered_keys(const Problem& p, Element value, HeadRange range, const void* locations, int32_t* keys,

@@ -87,7 +87,8 @@ void backward(const Problem&, Element value, const void* locations, const void* 
 struct HeadRange {
   int64_t begin, end;  // of b * M + m
 
-  // The largest range from `begin` on whose keys and indices fit 32 bits; throws where one head does not.
+  // From `begin` on as many heads as fit 32-bit keys and a bounded scratch space; throws where one head does
+  // not fit. How heads are grouped does not change the result.
   static HeadRange from(const Problem&, int64_t begin);
   int64_t cells(const Problem& p) const { return (end - begin) * p.rows; }
   int64_t entries(const Problem& p) const { return (end - begin) * p.queries * p.points_per_head(); }
