@@ -178,7 +178,9 @@ class WindowAttention(nn.Module):
         if shift_mask is None:
             mask = bias.unsqueeze(0)
         else:
-            mask = (shift_mask.unsqueeze(1) + bias).repeat(count // shift_mask.shape[0], 1, 1, 1)
+            mask = shift_mask.unsqueeze(1) + bias
+            if count > len(mask):  # the windows of several images
+                mask = mask.repeat(count // len(mask), 1, 1, 1)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.projection(out.transpose(1, 2).reshape(count, tokens, channels))
 

@@ -27,8 +27,18 @@ from groundingml.models.grounding_dino.outputs import (
     TextFeatures,
     TrainingOutput,
 )
-from groundingml.models.grounding_dino.positions import grid_centres, image_embedding, valid_ratio
-from groundingml.models.grounding_dino.proposals import TwoStageProposals, gather_tokens, select_queries
+from groundingml.models.grounding_dino.positions import (
+    grid_centres,
+    grid_embedding,
+    image_embedding,
+    valid_ratio,
+)
+from groundingml.models.grounding_dino.proposals import (
+    TwoStageProposals,
+    gather_tokens,
+    select_queries,
+    selected_boxes,
+)
 from groundingml.models.grounding_dino.text import TextEncoder
 from groundingml.models.nanodet import NanoDet
 from groundingml.models.swin import SwinBackbone, SwinConfig
@@ -116,14 +126,16 @@ class GroundingDino(nn.Module):
         masks = [self._level_mask(pixel_mask, shape, batch, maps[0].device) for shape in shapes]
         positions = [
             image_embedding(mask, self.config.d_model, self.config.position_temperature)
-            + self.level_embedding[level]
-            for level, mask in enumerate(masks)
+            if pixel_mask is not None
+            else grid_embedding(shape, self.config.d_model, self.config.position_temperature, mask.device)
+            for mask, shape in zip(masks, shapes, strict=True)
         ]
+        positions = [x + embedding for x, embedding in zip(positions, self.level_embedding, strict=True)]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in projected], dim=1)
         valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], dim=1)
         return ImageFeatures(
             tokens=tokens,
-            positions=torch.cat(positions, dim=1).to(tokens.dtype),
+            positions=torch.cat(positions, dim=1).to(tokens.dtype).expand(batch, -1, -1),
             mask=None if pixel_mask is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
             spatial_shapes=shapes,
             valid_ratios=valid_ratios,
@@ -153,7 +165,7 @@ class GroundingDino(nn.Module):
         """
         image, text = _match_batches(image, text)
         memory, text_tokens, proposals, topk_indices = self._propose(image, text, topk_indices)
-        references = gather_tokens(proposals.boxes_logit, topk_indices).sigmoid()
+        references = selected_boxes(proposals, topk_indices).sigmoid()
         queries = self._query_content(proposals, topk_indices)
         outputs, begun_with = self.decoder(
             queries, references, memory, image, text_tokens, text.mask, self.heads
@@ -192,7 +204,7 @@ class GroundingDino(nn.Module):
         """`forward_training` from features that were encoded before (frozen, cached)."""
         image, text = _match_batches(image, text)
         memory, text_tokens, proposals, topk_indices = self._propose(image, text, None)
-        boxes_logit = gather_tokens(proposals.boxes_logit, topk_indices)
+        boxes_logit = selected_boxes(proposals, topk_indices)
         references = boxes_logit.detach().sigmoid()
         queries = self._query_content(proposals, topk_indices)
         residual = None

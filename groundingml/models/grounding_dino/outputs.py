@@ -93,13 +93,15 @@ class Proposals:
     logits: Tensor
     """(B, S, T) class logits, -inf at text padding."""
     boxes_logit: Tensor
-    """(B, S, 4) cxcywh before the sigmoid; may be +inf where there is nothing to propose."""
+    """(B, S, 4) cxcywh before the sigmoid, which `box_head` may correct; +inf where nothing is proposed."""
     features: Tensor
     """(B, S, C) content for queries when the config says `query_content="proposals"`."""
     residual_logits: Tensor | None = None
     """(B, S, T) finite; those of the token that a query came from are added to its logits in every layer."""
     selection_scores: Tensor | None = None
     """(B, S) what top-k sorts by; None means the highest of a token's `logits`."""
+    box_head: Callable[[Tensor], Tensor] | None = None
+    """Features (..., C) -> what to add to `boxes_logit` (..., 4); asked at the selected tokens only."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 SpatialShapes = Sequence[tuple[int, int]]
 
+_EPS = 1e-6
+
 
 def sine_embedding(coordinates: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
     """Each x (...) -> (..., features): sin and cos of 2 pi x / period, over a geometric series of periods."""
@@ -32,11 +34,22 @@ def image_embedding(mask: Tensor, channels: int, temperature: float) -> Tensor:
     """A level's mask (B, H, W) -> (B, H * W, channels): first y, then x, from 0 to 1 over the valid area."""
     rows = mask.cumsum(1, dtype=torch.float32)
     columns = mask.cumsum(2, dtype=torch.float32)
-    eps = 1e-6
-    rows = rows / (rows[:, -1:, :] + eps)
-    columns = columns / (columns[:, :, -1:] + eps)
+    rows = rows / (rows[:, -1:, :] + _EPS)
+    columns = columns / (columns[:, :, -1:] + _EPS)
     halves = [sine_embedding(axis, channels // 2, temperature) for axis in (rows, columns)]
     return torch.cat(halves, dim=-1).flatten(1, 2)
+
+
+def grid_embedding(shape: tuple[int, int], channels: int, temperature: float, device: torch.device) -> Tensor:
+    """`image_embedding` of a map without padding, (1, H * W, channels): all cells of a row share their y, of
+    a column their x, so that there are H + W sines and not H * W."""
+    height, width = shape
+    rows, columns = (torch.arange(1, size + 1, dtype=torch.float32, device=device) for size in shape)
+    rows = sine_embedding(rows / (height + _EPS), channels // 2, temperature)
+    columns = sine_embedding(columns / (width + _EPS), channels // 2, temperature)
+    y = rows.unsqueeze(1).expand(height, width, -1)
+    x = columns.unsqueeze(0).expand(height, width, -1)
+    return torch.cat([y, x], dim=-1).view(1, height * width, channels)
 
 
 def valid_ratio(mask: Tensor) -> Tensor:

@@ -45,11 +45,11 @@ class TwoStageProposals(nn.Module):
             valid = valid & memory_mask
         # Tokens in padding or at the very edge all become the same, weak proposal.
         features = self.norm(self.projection(memory.masked_fill(~valid.unsqueeze(-1), 0.0)))
-        anchors_logit = torch.logit(anchors).masked_fill(~valid.unsqueeze(-1), float("inf"))
         return Proposals(
             logits=self.class_head(features, text, text_features.mask),
-            boxes_logit=self.box_head(features) + anchors_logit,
+            boxes_logit=torch.logit(anchors).masked_fill(~valid.unsqueeze(-1), float("inf")),
             features=features,
+            box_head=self.box_head,
         )
 
 
@@ -72,6 +72,14 @@ def select_queries(proposals: Proposals, num_queries: int) -> Tensor:
     if scores is None:
         scores = proposals.logits.amax(dim=-1)
     return scores.topk(min(num_queries, scores.shape[1]), dim=1).indices
+
+
+def selected_boxes(proposals: Proposals, indices: Tensor) -> Tensor:
+    """The boxes, corrected, of the proposals at indices (B, Q): (B, Q, 4) cxcywh before the sigmoid."""
+    boxes_logit = gather_tokens(proposals.boxes_logit, indices)
+    if proposals.box_head is None:
+        return boxes_logit
+    return boxes_logit + proposals.box_head(gather_tokens(proposals.features, indices))
 
 
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:

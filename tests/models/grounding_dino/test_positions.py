@@ -7,6 +7,7 @@ import torch
 from groundingml.models.grounding_dino.positions import (
     box_embedding,
     grid_centres,
+    grid_embedding,
     image_embedding,
     inverse_sigmoid,
     sine_embedding,
@@ -38,6 +39,12 @@ def test_image_positions_run_over_the_valid_area():
     torch.testing.assert_close(
         found[0, 1, 4:], sine_embedding(torch.tensor(2 / 3), 4, 20.0), atol=1e-5, rtol=0
     )
+
+
+def test_positions_of_a_map_without_padding_are_those_of_a_full_mask():
+    mask = torch.ones(1, 5, 7, dtype=torch.bool)
+    found = grid_embedding((5, 7), 8, 20.0, torch.device("cpu"))
+    assert torch.equal(found, image_embedding(mask, 8, temperature=20.0))
 
 
 def test_valid_ratio_is_width_then_height():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from groundingml.models.grounding_dino import DenoisingQueries, GroundingDino, TrainingOutput
+from groundingml.models.grounding_dino.proposals import gather_tokens
 
 
 @pytest.fixture
@@ -67,9 +68,9 @@ def test_encoder_outputs_are_those_of_the_selected_tokens(model, batch):
     for row in range(2):
         picked = out.topk_indices[row]
         torch.testing.assert_close(out.encoder_logits[row, :, :columns], proposals.logits[row, picked])
-        torch.testing.assert_close(
-            out.encoder_boxes_cxcywh[row], proposals.boxes_logit[row, picked].sigmoid()
-        )
+    corrected = proposals.boxes_logit + proposals.box_head(proposals.features)
+    expected = gather_tokens(corrected, out.topk_indices).sigmoid()
+    torch.testing.assert_close(out.encoder_boxes_cxcywh, expected)
     assert torch.isneginf(out.encoder_logits[..., columns:]).all()
 
 
