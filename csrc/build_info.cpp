@@ -23,7 +23,8 @@ PYBIND11_MODULE(_build, m) {
         info["cuda_archs"] = GROUNDINGML_CUDA_ARCHS;
         return info;
       },
-      "Strings: compiler, flags, torch (headers built against), nvcc and cuda_archs (both empty without CUDA).");
+      "Strings: compiler, flags, torch (headers built against), nvcc and cuda_archs (both empty without "
+      "CUDA).");
 
   m.def(
       "get_cpu_capability",
@@ -40,8 +41,9 @@ PYBIND11_MODULE(_build, m) {
       "set_cpu_capability",
       [](const std::string& name) {
         if (!groundingml_set_cpu_capability(name.c_str()))
-          throw py::value_error("CPU capability \"" + name +
-                                "\" is unknown or not supported by this processor; expected default, avx2 or avx512");
+          throw py::value_error(
+              "CPU capability \"" + name +
+              "\" is unknown or not supported by this processor; expected default, avx2 or avx512");
       },
       py::arg("name"), "Makes the CPU kernels use another instruction set, for tests and measurements.");
 }

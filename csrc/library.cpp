@@ -6,7 +6,8 @@
 
 STABLE_TORCH_LIBRARY(groundingml, m) {
   m.def(
-      "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
+      "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor "
+      "attention_weights) "
       "-> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "

@@ -1,5 +1,5 @@
-// What every device's implementation of the ops does first: turn the arguments into sizes, and refuse what does not
-// fit. Python has friendlier checks; these guard torch.ops.groundingml.*, which anybody can call.
+// What every device's implementation of the ops does first: turn the arguments into sizes, and refuse what
+// does not fit. Python has friendlier checks; these guard torch.ops.groundingml.*, which anybody can call.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -24,13 +24,13 @@ struct LevelSize {
 
 // Shapes of one call, by DESIGN's letters.
 struct Sizes {
-  int64_t batch;           // B
-  int64_t rows;            // S
-  int64_t heads;           // M
-  int64_t channels;        // D
-  int64_t queries;         // Q
-  int64_t points;          // P
-  int64_t reference_size;  // 0 (plain op), 2 or 4
+  int64_t batch;                  // B
+  int64_t rows;                   // S
+  int64_t heads;                  // M
+  int64_t channels;               // D
+  int64_t queries;                // Q
+  int64_t points;                 // P
+  int64_t reference_size;         // 0 (plain op), 2 or 4
   std::vector<LevelSize> levels;  // L
 };
 
@@ -53,17 +53,19 @@ inline void check_shape(const char* name, const Tensor& tensor, const std::vecto
 // Beside 16-bit values the geometry may be float32 or value's own dtype; else it has value's dtype.
 inline void check_companion(const char* name, const Tensor& tensor, const Tensor& value) {
   const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == value.scalar_type() ||
+                      (dtype == ScalarType::Float && value.scalar_type() != ScalarType::Double),
+                  name, " must have value's dtype, or float32 when value is not float64");
   STD_TORCH_CHECK(
-      dtype == value.scalar_type() || (dtype == ScalarType::Float && value.scalar_type() != ScalarType::Double), name,
-      " must have value's dtype, or float32 when value is not float64");
-  STD_TORCH_CHECK(tensor.is_cuda() == value.is_cuda() && tensor.get_device_index() == value.get_device_index(), name,
-                  " must be on value's device");
+      tensor.is_cuda() == value.is_cuda() && tensor.get_device_index() == value.get_device_index(), name,
+      " must be on value's device");
 }
 
 // `coordinates` are sampling_locations or sampling_offsets, `weights` attention_weights or attention_logits;
 // `reference_points` is null for the plain op.
 inline Sizes check_arguments(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-                             const Tensor& coordinates, const Tensor& weights, const Tensor* reference_points) {
+                             const Tensor& coordinates, const Tensor& weights,
+                             const Tensor* reference_points) {
   const char* coordinates_name = reference_points ? "sampling_offsets" : "sampling_locations";
   const char* weights_name = reference_points ? "attention_logits" : "attention_weights";
   STD_TORCH_CHECK(value.dim() == 4, "value must have shape (B, S, M, D), got ", shape_text(value));
@@ -86,7 +88,8 @@ inline Sizes check_arguments(const Tensor& value, const std::vector<int64_t>& sp
   int64_t start = 0;
   for (size_t i = 0; i < spatial_shapes.size(); i += 2) {
     const int64_t height = spatial_shapes[i], width = spatial_shapes[i + 1];
-    STD_TORCH_CHECK(height > 0 && width > 0, "spatial_shapes must be positive, got (", height, ", ", width, ")");
+    STD_TORCH_CHECK(height > 0 && width > 0, "spatial_shapes must be positive, got (", height, ", ", width,
+                    ")");
     sizes.levels.push_back({height, width, start});
     start += height * width;
   }
@@ -94,11 +97,12 @@ inline Sizes check_arguments(const Tensor& value, const std::vector<int64_t>& sp
                   " rows, the sum of H * W over spatial_shapes, got ", shape_text(value));
   STD_TORCH_CHECK(sizes.rows < (int64_t(1) << 31), "value must have fewer than 2^31 rows, got ", sizes.rows);
   STD_TORCH_CHECK(sizes.heads > 0 && sizes.channels > 0 && sizes.points > 0,
-                  "heads, channels and points must not be 0, got value ", shape_text(value), " and ", coordinates_name,
-                  " ", shape_text(coordinates));
+                  "heads, channels and points must not be 0, got value ", shape_text(value), " and ",
+                  coordinates_name, " ", shape_text(coordinates));
 
   const int64_t levels = int64_t(sizes.levels.size());
-  check_shape(coordinates_name, coordinates, {sizes.batch, sizes.queries, sizes.heads, levels, sizes.points, 2});
+  check_shape(coordinates_name, coordinates,
+              {sizes.batch, sizes.queries, sizes.heads, levels, sizes.points, 2});
   if (reference_points && weights.dim() == 4) {
     check_shape(weights_name, weights, {sizes.batch, sizes.queries, sizes.heads, levels * sizes.points});
   } else {
@@ -108,7 +112,8 @@ inline Sizes check_arguments(const Tensor& value, const std::vector<int64_t>& sp
   check_companion(weights_name, weights, value);
   if (reference_points) {
     sizes.reference_size = reference_points->dim() == 4 && reference_points->size(3) == 4 ? 4 : 2;
-    check_shape("reference_points", *reference_points, {sizes.batch, sizes.queries, levels, sizes.reference_size});
+    check_shape("reference_points", *reference_points,
+                {sizes.batch, sizes.queries, levels, sizes.reference_size});
     check_companion("reference_points", *reference_points, value);
   }
   return sizes;

@@ -60,9 +60,9 @@ const Capability* in_use() {
 const Kernels* kernels_in_use() {
   const Capability* capability = in_use();
   if (!capability)
-    throw std::runtime_error(std::string("GROUNDINGML_CPU_CAPABILITY is \"") +
-                             std::getenv("GROUNDINGML_CPU_CAPABILITY") +
-                             "\", but this processor or build only has some of \"default\", \"avx2\", \"avx512\"");
+    throw std::runtime_error(
+        std::string("GROUNDINGML_CPU_CAPABILITY is \"") + std::getenv("GROUNDINGML_CPU_CAPABILITY") +
+        "\", but this processor or build only has some of \"default\", \"avx2\", \"avx512\"");
   return capability->kernels;
 }
 

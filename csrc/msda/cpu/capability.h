@@ -1,13 +1,13 @@
-// Which of the compiled instruction sets the CPU kernels use: the best this processor has, unless told otherwise by
-// the environment variable GROUNDINGML_CPU_CAPABILITY or by `groundingml_set_cpu_capability`.
+// Which of the compiled instruction sets the CPU kernels use: the best this processor has, unless told
+// otherwise by the environment variable GROUNDINGML_CPU_CAPABILITY or by `groundingml_set_cpu_capability`.
 #pragma once
 
 #include "kernels.h"
 
 namespace groundingml::cpu {
 
-// The four tables (indexed by Element) of the capability in use. Throws std::runtime_error when the environment
-// variable names a capability that this processor or this build does not have.
+// The four tables (indexed by Element) of the capability in use. Throws std::runtime_error when the
+// environment variable names a capability that this processor or this build does not have.
 const Kernels* kernels_in_use();
 
 }  // namespace groundingml::cpu

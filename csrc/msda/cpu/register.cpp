@@ -1,5 +1,5 @@
-// The ops for CPU tensors: allocates, splits the work over PyTorch's threads, and calls the kernels of the instruction
-// set in use.
+// The ops for CPU tensors: allocates, splits the work over PyTorch's threads, and calls the kernels of the
+// instruction set in use.
 #include <atomic>
 #include <tuple>
 
@@ -48,7 +48,8 @@ struct Call {
       : sizes(check_arguments(value_in, spatial_shapes, coordinates_in, weights_in, reference_in)) {
     const ScalarType dtype = arithmetic(value_in);
     const auto stride = value_in.strides();
-    const bool usable = (stride[3] == 1 || sizes.channels == 1) && stride[1] >= 0 && stride[1] < (int64_t(1) << 32);
+    const bool usable =
+        (stride[3] == 1 || sizes.channels == 1) && stride[1] >= 0 && stride[1] < (int64_t(1) << 32);
     value = usable ? value_in : torch::stable::contiguous(value_in);
     coordinates = dense(as_dtype(coordinates_in, dtype));
     weights = dense(as_dtype(weights_in, dtype));
@@ -162,8 +163,8 @@ Grads backward(const Tensor& grad_output_in, const Tensor& value, const std::vec
   return grads;
 }
 
-Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& sampling_locations,
-                      const Tensor& attention_weights) {
+Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes,
+                      const Tensor& sampling_locations, const Tensor& attention_weights) {
   return forward(value, spatial_shapes, sampling_locations, attention_weights, nullptr);
 }
 
@@ -171,7 +172,8 @@ Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes, 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_output, const Tensor& value,
                                                            std::vector<int64_t> spatial_shapes,
                                                            const Tensor& sampling_locations,
-                                                           const Tensor& attention_weights, bool /*deterministic*/) {
+                                                           const Tensor& attention_weights,
+                                                           bool /*deterministic*/) {
   Grads grads = backward(grad_output, value, spatial_shapes, sampling_locations, attention_weights, nullptr);
   return {grads.value, grads.coordinates, grads.weights};
 }
@@ -186,7 +188,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_from_offsets_backward(
     const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
     const Tensor& reference_points, const Tensor& sampling_offsets, const Tensor& attention_logits,
     bool /*deterministic*/) {
-  Grads grads = backward(grad_output, value, spatial_shapes, sampling_offsets, attention_logits, &reference_points);
+  Grads grads =
+      backward(grad_output, value, spatial_shapes, sampling_offsets, attention_logits, &reference_points);
   return {grads.value, grads.reference, grads.coordinates, grads.weights};
 }
 
@@ -197,5 +200,6 @@ STABLE_TORCH_LIBRARY_IMPL(groundingml, CPU, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&groundingml::cpu::ms_deform_attn));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&groundingml::cpu::ms_deform_attn_backward));
   m.impl("ms_deform_attn_from_offsets", TORCH_BOX(&groundingml::cpu::ms_deform_attn_from_offsets));
-  m.impl("ms_deform_attn_from_offsets_backward", TORCH_BOX(&groundingml::cpu::ms_deform_attn_from_offsets_backward));
+  m.impl("ms_deform_attn_from_offsets_backward",
+         TORCH_BOX(&groundingml::cpu::ms_deform_attn_from_offsets_backward));
 }
