@@ -9,6 +9,7 @@ import typer
 import groundingml
 from groundingml.cli.detect import detect
 from groundingml.cli.env import env
+from groundingml.cli.label import label
 from groundingml.cli.serve import serve
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ app = typer.Typer(
       groundingml detect photos/ --labels-file labels.txt --json > boxes.json
 
       groundingml serve                  [dim]# the Label Studio ML backend[/dim]
+
+      groundingml label --project 7      [dim]# boxes for a whole Label Studio project[/dim]
 
       groundingml env                    [dim]# what a bug report needs[/dim]
     """,
@@ -49,4 +52,5 @@ def _options(
 
 app.command()(detect)
 app.command()(serve)
+app.command()(label)
 app.command()(env)

@@ -107,7 +107,7 @@ def detect(
         _fail(str(error), 2)
 
     shown = Console(stderr=True)
-    detector = _load_detector(model, device, shown)
+    detector = load_detector(model, device, shown)
     try:
         detector.plan(**question)
     except ValueError as error:
@@ -213,7 +213,8 @@ def _umask() -> int:
     return mask
 
 
-def _load_detector(model: str, device: str, shown: Console) -> Detector:
+def load_detector(model: str, device: str, shown: Console) -> Detector:
+    """Load the model a command was asked for, or end the command saying why it cannot."""
     status = shown.status(f"Loading {model} ...") if shown.is_terminal else nullcontext()
     try:
         with status:

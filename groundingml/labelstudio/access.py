@@ -23,6 +23,10 @@ DEFAULT_ACCESS_SECONDS = 240.0
 """How long an access token is used when it does not say when it expires (Label Studio's live 300 s)."""
 
 
+class TokenRefused(FetchError):
+    """Label Studio answered that a personal access token is not valid."""
+
+
 class LabelStudioAccess:
     """The configured Label Studio: its origin, its image paths, its token."""
 
@@ -94,7 +98,8 @@ class LabelStudioAccess:
         except (ValueError, KeyError, TypeError):
             token = None
         if not isinstance(token, str) or not _JWT.fullmatch(token):
-            raise FetchError(
+            refused = FetchError if answer.status >= 500 else TokenRefused
+            raise refused(
                 f"Label Studio did not accept the personal access token (status {answer.status}); "
                 "make a new one under Account & Settings, and check LABEL_STUDIO_URL"
             )

@@ -127,7 +127,7 @@ class Predictor:
         )
         default_threshold = (await self._worker.ready(0)).default_threshold
         async with turn:
-            detections = await self._worker.detect(picture, _detector_labels(query, default_threshold))
+            detections = await self._worker.detect(picture, detector_labels(query, default_threshold))
         return regions_from_detections(detections, query, default_threshold)
 
 
@@ -155,7 +155,7 @@ def _task_data(task: Any) -> dict[str, Any]:
     return data
 
 
-def _detector_labels(query: Query, default_threshold: float) -> list[Label]:
+def detector_labels(query: Query, default_threshold: float) -> list[Label]:
     """What the detector is asked for; a thing wanted by several controls with the lowest of their
     thresholds."""
     labels = []

@@ -1,0 +1,353 @@
+"""`groundingml label`: boxes for a whole Label Studio project, or for a folder without any server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import quote
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from groundingml.cli.detect import load_detector
+from groundingml.cli.files import find_images
+from groundingml.cli.progress import LongRun
+from groundingml.cli.question import split_labels
+
+if TYPE_CHECKING:
+    from groundingml.inference import Detector
+    from groundingml.labelstudio.label_config import LabelConfig
+    from groundingml.labelstudio.labelling_report import LabellingReport
+
+_INTERRUPTED = 130  # the exit status that shells give a command ended by Ctrl-C
+_MOST_FAILURES = 20  # that are listed; --json lists all
+
+
+class Format(str, Enum):
+    """What `--folder` writes."""
+
+    LABEL_STUDIO = "label-studio"
+    COCO = "coco"
+
+
+def label(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LABEL_STUDIO_URL", show_envvar=True, help="Where Label Studio is: http://localhost:8080."
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LABEL_STUDIO_API_KEY",
+            show_envvar=True,
+            help="Access token (the environment keeps it out of the process list).",
+        ),
+    ] = None,
+    project: Annotated[
+        int | None, typer.Option("--project", "-p", min=1, help="Number of the project to label.")
+    ] = None,
+    only_missing: Annotated[
+        bool, typer.Option("--only-missing", help="Leave out tasks with a prediction of any model.")
+    ] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="Only tasks for which this holds, such as 'total_annotations = 0'; may be repeated.",
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=500, help="Predictions stored by one request to Label Studio.")
+    ] = 50,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="GROUNDINGML_ALLOW_HOST",
+            help="HOST or HOST:PORT with a private address that images may be read from; may be repeated.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", "-f", help="Label the images in this folder and below instead.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", "-l", help="For --folder: labels, separated by commas.")
+    ] = None,
+    label_config: Annotated[
+        Path | None, typer.Option(help="For --folder: a Label Studio label config (XML) instead of --labels.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="For --folder: the file to write.")
+    ] = None,
+    output_format: Annotated[
+        Format, typer.Option("--format", help="For --folder: what to write.")
+    ] = Format.LABEL_STUDIO,
+    image_url_prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="For --folder: what goes before an image's path in its URL; by default "
+            "/data/local-files/?d=FOLDER/ (Label Studio's local files)."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="For --folder: replace the output if it exists.")
+    ] = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="GROUNDINGML_MODEL",
+            help="Short name, hub id, folder or file of the model.",
+        ),
+    ] = "nano",
+    device: Annotated[
+        str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Label a whole Label Studio project, or a folder of images without any server.
+
+    [bold]Examples[/bold]
+
+      groundingml label --url http://localhost:8080 --api-key KEY --project 7
+
+      groundingml label --project 7 --only-missing --filter 'total_annotations = 0' --model llmdet-tiny
+
+      groundingml label --folder photos/ --labels "cat, cup" --output tasks.json
+
+      groundingml label --folder photos/ --label-config config.xml --format coco --output coco.json
+
+    Tasks that already have a prediction of this model and label config are left out, so a run that was
+    interrupted or killed goes on when the same command is started again. Ctrl-C stores what is done first.
+    One failing task does not stop the others; it is reported at the end, and the exit status is 1.
+    """
+    shown = Console(stderr=True)
+    logging.basicConfig(level=logging.ERROR, format="groundingml: %(message)s")
+    if (folder is None) == (project is None):
+        _fail("say what to label with one of --project and --folder", 2)
+    if folder is not None:
+        report = _label_folder(
+            folder, labels, label_config, output, output_format, image_url_prefix, overwrite,
+            lambda: load_detector(model, device, shown), shown,
+        )  # fmt: skip
+    else:
+        assert project is not None
+        if labels is not None or label_config is not None or output is not None:
+            _fail("--labels, --label-config and --output go with --folder; a project has its own labels", 2)
+        report = _label_project(
+            url, api_key, project, only_missing, filters or [], batch, tuple(allow_host or ()),
+            model, device, shown,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_report(report, "task" if folder is None else "image", shown)
+    if report.interrupted:
+        typer.echo("groundingml: interrupted; start the same command again to go on", err=True)
+        raise typer.Exit(_INTERRUPTED)
+    if report.stopped is not None:
+        typer.echo(f"groundingml: stopped: {report.stopped}", err=True)
+        typer.echo("groundingml: what is stored stays; start the same command again to go on", err=True)
+    if report.stopped is not None or report.failed:
+        raise typer.Exit(1)
+
+
+def _label_project(
+    url: str | None,
+    api_key: str | None,
+    project: int,
+    only_missing: bool,
+    filters: list[str],
+    batch: int,
+    allow_hosts: tuple[str, ...],
+    model: str,
+    device: str,
+    shown: Console,
+) -> LabellingReport:
+    if not url or not api_key:
+        _fail(
+            "a project needs Label Studio's address and an access token: --url http://localhost:8080 and "
+            "--api-key (or LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY); the token is under Account & Settings",
+            2,
+        )
+    from groundingml.labelstudio.addresses import FetchError
+    from groundingml.labelstudio.api_client import ApiError, LabelStudioApi
+    from groundingml.labelstudio.label_config import LabelConfigError, parse_label_config
+    from groundingml.labelstudio.predictor import Predictor
+    from groundingml.labelstudio.project_labelling import ProjectLabelling, Work
+    from groundingml.labelstudio.settings import Settings, SettingsError
+    from groundingml.labelstudio.task_filters import FilterError, parse_filter
+    from groundingml.labelstudio.versions import model_version
+    from groundingml.labelstudio.worker import ModelWorker
+
+    stop = threading.Event()
+    try:
+        wanted = [parse_filter(text) for text in filters]
+        settings = Settings(
+            model=model,
+            device=device,
+            label_studio_url=url,
+            label_studio_api_key=api_key,
+            allow_hosts=allow_hosts,
+        )
+        api = LabelStudioApi(url, api_key, pause=stop.wait)
+    except (FilterError, SettingsError, FetchError) as error:
+        _fail(str(error), 2)
+    try:
+        about = api.project(project)
+        config = parse_label_config(about["label_config"])
+    except ApiError as error:
+        missing = f"there is no project {project}, or this user may not see it"
+        _fail(missing if error.status == 404 else str(error), 1)
+    except LabelConfigError as error:
+        _fail(f"project {project}: {error}", 1)
+    worker = ModelWorker(model, device, load_detector(model, device, shown))
+    assert worker.checkpoint_digest is not None, "the detector is loaded"
+    predictor = Predictor(settings, worker)
+    version = model_version(worker.checkpoint_digest, config)
+    work = Work(project, config, version, wanted, only_missing, batch)
+    try:
+        with LongRun(f"project {project}", "tasks", shown) as progress, _stopping(stop, shown):
+            job = ProjectLabelling(
+                api, predictor, work, stop=stop, on_start=progress.begin, on_task=progress.advance
+            )
+            report = asyncio.run(job.run())
+    finally:
+        predictor.close()
+        worker.close()
+        api.close()
+    if report.labelled and about.get("model_version") not in ("", None, version):
+        typer.echo(
+            f"groundingml: to show these boxes choose the version {version} in the project's Settings, "
+            f"Annotation (it shows {about['model_version']})",
+            err=True,
+        )
+    return report
+
+
+def _label_folder(
+    folder: Path,
+    labels: str | None,
+    label_config: Path | None,
+    output: Path | None,
+    output_format: Format,
+    image_url_prefix: str | None,
+    overwrite: bool,
+    load: Any,
+    shown: Console,
+) -> LabellingReport:
+    from groundingml.labelstudio.folder_labelling import FolderWork, config_for_labels, label_folder, query_of
+    from groundingml.labelstudio.label_config import LabelConfigError, parse_label_config
+    from groundingml.labelstudio.predictor import detector_labels
+
+    if (labels is None) == (label_config is None):
+        _fail("say what to look for with one of --labels and --label-config", 2)
+    if output is None:
+        _fail("say where to write with --output, for example --output tasks.json", 2)
+    if not folder.is_dir():
+        _fail(f"{folder} is not a folder", 2)
+    if output.exists() and not overwrite:
+        _fail(f"{output} exists; add --overwrite to replace it", 2)
+    files = find_images([str(folder)])
+    if not files:
+        _fail(f"no images found in {folder}", 2)
+    try:
+        xml = _read(label_config) if label_config else config_for_labels(split_labels(labels or ""))
+        config: LabelConfig = parse_label_config(xml)
+        query = query_of(config)
+    except (LabelConfigError, ValueError) as error:
+        _fail(str(error), 2)
+    name = folder.resolve().name
+    prefix = image_url_prefix
+    if prefix is None:
+        prefix = f"/data/local-files/?d={quote(name)}/"
+    detector: Detector = load()
+    stop = threading.Event()
+    work = FolderWork(folder, files, config, output, output_format.value, prefix)
+    try:
+        detector.plan(labels=detector_labels(query, detector.default_threshold))
+        with LongRun(str(folder), "images", shown) as progress, _stopping(stop, shown):
+            report = label_folder(
+                detector, work, is_stopped=stop.is_set, on_start=progress.begin, on_image=progress.advance
+            )
+    except ValueError as error:  # a label that is too long for the model
+        _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"the result cannot be written: {error}", 1)
+    if not report.interrupted:
+        typer.echo(f"groundingml: written to {output}", err=True)
+        if output_format is Format.LABEL_STUDIO and label_config is None:
+            typer.echo(f"groundingml: import it into a project with this label config:\n{xml}", err=True)
+    return report
+
+
+@contextmanager
+def _stopping(stop: threading.Event, shown: Console) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set ``stop``; a second one ends the command at once."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        shown.print("groundingml: stopping; what is at hand is finished (again: stop at once)", markup=False)
+
+    before = {each: signal.signal(each, on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _print_report(report: LabellingReport, item: str, shown: Console) -> None:
+    console = Console()
+    done = f"{report.labelled} of {report.total} {item}s labelled by version {report.model_version}"
+    if report.already:
+        done += f"; {report.already} had been labelled before"
+    console.print(done, markup=False, highlight=False, soft_wrap=True)
+    if report.labelled:
+        table = Table("label", "boxes")
+        table.columns[1].justify = "right"
+        for name, count in report.boxes.most_common():
+            table.add_row(name.replace("[", r"\["), str(count))
+        if report.without_boxes:
+            table.add_row(f"({item}s without boxes)", str(report.without_boxes), style="dim")
+        console.print(table)
+        slowest = ", ".join(f"{name} {seconds:.2f} s" for seconds, name in report.slowest)
+        console.print(f"Slowest: {slowest}", markup=False, highlight=False, soft_wrap=True)
+    for name, reason in report.failed[:_MOST_FAILURES]:
+        shown.print(
+            f"groundingml: {name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+    if len(report.failed) > _MOST_FAILURES:
+        typer.echo(
+            f"groundingml: ... and {len(report.failed) - _MOST_FAILURES} more; --json lists all", err=True
+        )
+    if report.failed:
+        typer.echo(f"groundingml: {len(report.failed)} {item}s failed", err=True)
+    if report.left:
+        typer.echo(f"groundingml: {report.left} {item}s are left", err=True)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the label config {file} cannot be read: {error}") from error
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"groundingml: {message}", err=True)
+    raise typer.Exit(status)

@@ -1,0 +1,259 @@
+"""Label a folder of images without any server, into a Label Studio import file or COCO JSON.
+
+Each finished image is one line of a journal beside the output, so a run that is killed goes on where it was.
+The output itself is written at the end, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from groundingml.labelstudio.label_config import LabelConfig, LabelConfigError
+from groundingml.labelstudio.labelling_report import LabellingReport
+from groundingml.labelstudio.predictions import prediction, regions_from_detections
+from groundingml.labelstudio.predictor import detector_labels
+from groundingml.labelstudio.prompts import Query, query_for_labels
+from groundingml.labelstudio.versions import model_version
+
+if TYPE_CHECKING:
+    from groundingml.inference import Detections, Detector
+
+Format = Literal["label-studio", "coco"]
+
+
+@dataclass(frozen=True)
+class FolderWork:
+    """What to label and where the result goes."""
+
+    folder: Path
+    files: Sequence[Path]
+    """Images inside ``folder``."""
+    config: LabelConfig
+    output: Path
+    format: Format
+    url_prefix: str
+    """What goes before an image's path inside the folder to make the URL that Label Studio will show."""
+
+    @property
+    def journal(self) -> Path:
+        """Where finished images are kept until the output is written."""
+        return self.output.with_name(f"{self.output.name}.partial.jsonl")
+
+
+def config_for_labels(labels: Sequence[str]) -> str:
+    """A label config with these labels, for a project that the output can be imported into."""
+    tags = "\n".join(f"    <Label value={quoteattr(label)}/>" for label in dict.fromkeys(labels))
+    return (
+        '<View>\n  <Image name="image" value="$image"/>\n'
+        f'  <RectangleLabels name="label" toName="image">\n{tags}\n  </RectangleLabels>\n</View>'
+    )
+
+
+def query_of(config: LabelConfig) -> Query:
+    """What a config asks of each image of a folder.
+
+    Raises:
+        LabelConfigError: when it needs more of a task than one image.
+    """
+    if len(config.images) > 1:
+        names = ", ".join(image.name for image in config.images)
+        raise LabelConfigError(f"This label config has several images ({names}); a folder gives one a task.")
+    for control in config.controls:
+        if control.labels_key is not None:
+            raise LabelConfigError(
+                f'<RectangleLabels name="{control.name}"> takes its labels from each task '
+                f"(${control.labels_key}), which images of a folder do not have; write <Label> tags."
+            )
+    return query_for_labels(config, config.images[0], {})
+
+
+def label_folder(
+    detector: Detector,
+    work: FolderWork,
+    *,
+    is_stopped: Callable[[], bool] = lambda: False,
+    on_start: Callable[[int], object] = lambda total: None,
+    on_image: Callable[[], object] = lambda: None,
+) -> LabellingReport:
+    """Label all images and write the output; an image that fails is left out of it and named in the report.
+
+    When it is stopped, nothing is written but the journal, from which the next run goes on.
+
+    Raises:
+        LabelConfigError: when the config does not fit a folder.
+        OSError: when the journal or the output cannot be written.
+    """
+    query = query_of(work.config)
+    version = model_version(detector.checkpoint_digest or detector.name, work.config)
+    names = {file.relative_to(work.folder).as_posix(): file for file in work.files}
+    done = dict(_read_journal(work.journal, version, names))
+    report = LabellingReport(version, total=len(names) - len(done), already=len(done))
+    on_start(report.total)
+    wanted = detector_labels(query, detector.default_threshold)
+    with _open_journal(work.journal, version, done) as journal:
+        for name, file in names.items():
+            if name in done:
+                continue
+            if is_stopped():
+                break
+            started = time.monotonic()
+            try:
+                found = _found(detector(file, labels=wanted))
+                stamp = _stamp(file)
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                # ImageError, a prompt that is too long for a token limit, a GPU without enough memory
+                report.fail(name, getattr(error, "reason", None) or f"{type(error).__name__}: {error}")
+            else:
+                done[name] = found
+                _append(journal, {"file": name, "of": stamp, **found})
+                report.add(name, found["labels"], time.monotonic() - started)
+            on_image()
+    report.interrupted = report.left > 0
+    if not report.interrupted:
+        finished = {name: done[name] for name in names if name in done}
+        content = (
+            _coco(finished, query)
+            if work.format == "coco"
+            else _import_file(finished, query, version, detector.default_threshold, work.url_prefix)
+        )
+        _write(work.output, json.dumps(content, ensure_ascii=False, indent=1))
+        work.journal.unlink(missing_ok=True)
+    return report
+
+
+def _found(detections: Detections) -> dict[str, Any]:
+    height, width = detections.image_size
+    return {
+        "width": int(width),
+        "height": int(height),
+        "boxes_xyxy": [[round(float(edge), 3) for edge in box] for box in detections.boxes_xyxy],
+        "scores": [round(float(score), 6) for score in detections.scores],
+        "labels": list(detections.labels),
+    }
+
+
+def _stamp(file: Path) -> list[int]:
+    """Tells whether a file is still the one that was labelled."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_journal(
+    journal: Path, version: str, names: dict[str, Path]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Images that are done: labelled by this very version, and not changed since."""
+    try:
+        lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
+            records.append(json.loads(line))
+    if not records or records[0] != {"model_version": version}:
+        return
+    for record in records[1:]:
+        name, stamp = (record.pop("file"), record.pop("of")) if isinstance(record, dict) else ("", None)
+        file = names.get(name)
+        if file is not None and file.exists() and stamp == _stamp(file):
+            yield name, record
+
+
+@contextlib.contextmanager
+def _open_journal(journal: Path, version: str, done: dict[str, Any]) -> Iterator[TextIO]:
+    """The journal, ready to append to; begun anew unless it goes on."""
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("a" if done else "w", encoding="utf-8") as stream:
+        # Begins a new line, so that one which was cut by a kill spoils nothing but itself.
+        stream.write("\n" if done else json.dumps({"model_version": version}) + "\n")
+        yield stream
+
+
+def _append(journal: TextIO, record: dict[str, Any]) -> None:
+    journal.write(json.dumps(record, ensure_ascii=False) + "\n")
+    journal.flush()
+
+
+def _import_file(
+    done: dict[str, dict[str, Any]], query: Query, version: str, default_threshold: float, url_prefix: str
+) -> list[dict[str, Any]]:
+    """Tasks with predictions, as Label Studio imports them."""
+    return [
+        {
+            "data": {query.image.key: url_prefix + quote(name)},
+            "predictions": [
+                prediction(regions_from_detections(_detections(found), query, default_threshold), version)
+            ],
+        }
+        for name, found in done.items()
+    ]
+
+
+def _detections(found: dict[str, Any]) -> Detections:
+    from groundingml.inference import Detections
+
+    return Detections(
+        boxes_xyxy=np.array(found["boxes_xyxy"], dtype=np.float32).reshape(-1, 4),
+        scores=np.array(found["scores"], dtype=np.float32),
+        labels=found["labels"],
+        label_ids=np.zeros(len(found["labels"]), dtype=np.int64),
+        image_size=(found["height"], found["width"]),
+    )
+
+
+def _coco(done: dict[str, dict[str, Any]], query: Query) -> dict[str, Any]:
+    """A COCO data set: boxes [x, y, width, height] in pixels of the upright image, with scores."""
+    categories = {wanted.name: number for number, wanted in enumerate(query.wanted, start=1)}
+    annotations: list[dict[str, Any]] = []
+    for image_id, found in enumerate(done.values(), start=1):
+        for (x0, y0, x1, y1), score, label in zip(
+            found["boxes_xyxy"], found["scores"], found["labels"], strict=True
+        ):
+            box = [x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": categories[label],
+                    "bbox": box,
+                    "area": round(box[2] * box[3], 3),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    return {
+        "info": {"description": "predictions of groundingml"},
+        "images": [
+            {"id": number, "file_name": name, "width": found["width"], "height": found["height"]}
+            for number, (name, found) in enumerate(done.items(), start=1)
+        ],
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+        "annotations": annotations,
+    }
+
+
+def _write(target: Path, text: str) -> None:
+    """Write the whole file or none."""
+    handle, name = tempfile.mkstemp(prefix=".groundingml-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
