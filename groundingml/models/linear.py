@@ -67,17 +67,6 @@ def feed_forward(x: Tensor, expand: Linear, reduce: Linear, activation: Activati
     return out
 
 
-def use_fast_linear(module: nn.Module) -> None:
-    """Replace every `nn.Linear` inside by a `Linear` of the same parameters (for networks of others)."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                with torch.device("meta"):
-                    fast = Linear(child.in_features, child.out_features, bias=child.bias is not None)
-                fast.weight, fast.bias = child.weight, child.bias
-                setattr(parent, name, fast.train(child.training))
-
-
 def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"

@@ -134,7 +134,7 @@ def _build(config: GroundingDinoConfig, weights: dict[str, Tensor]) -> Grounding
         )
     state = {name: weights.pop(name).to(parameter.dtype) for name, parameter in expected.items()}
     model.load_state_dict(state, assign=True)
-    _fill_buffers(model)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     return model.eval()
 
 
@@ -173,12 +173,3 @@ def _likely_cause(config: GroundingDinoConfig, weights: Mapping[str, Tensor]) ->
         f"{name} is {one} in the file, {other} in the config" for name, one, other in sizes if one != other
     ]
     return f"\nThe config is of another model: {'; '.join(differing)}" if differing else ""
-
-
-def _fill_buffers(model: GroundingDino) -> None:
-    """Give BERT's two buffers, which no file holds, their values."""
-    embeddings: Any = model.text_encoder.bert.embeddings
-    positions = embeddings.position_ids.shape[1]
-    embeddings.position_ids = torch.arange(positions).expand(1, -1)
-    embeddings.token_type_ids = torch.zeros(1, positions, dtype=torch.long)
-    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from groundingml.models import linear as module
-from groundingml.models.linear import Linear, batched_linear, feed_forward, linear, use_fast_linear
+from groundingml.models.linear import Linear, batched_linear, feed_forward, linear
 
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
@@ -66,15 +65,3 @@ def test_feed_forward_in_parts_is_the_same(monkeypatch):
         parts = feed_forward(x, expand, reduce, "relu")
     assert parts.shape == (2, 7, 5)
     torch.testing.assert_close(parts, whole)
-
-
-def test_use_fast_linear_keeps_parameters_and_names():
-    inner = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
-    network = nn.ModuleDict({"a": inner, "b": nn.Linear(4, 2, bias=False)})
-    before = dict(network.named_parameters())
-    use_fast_linear(network)
-    assert {name: id(tensor) for name, tensor in network.named_parameters()} == {
-        name: id(tensor) for name, tensor in before.items()
-    }
-    assert isinstance(network["a"][0], Linear)
-    assert network["b"](torch.ones(1, 4)).shape == (1, 2)

@@ -10,15 +10,15 @@ and in a padded batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from groundingml.models.bert import Bert
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.outputs import TextFeatures
 from groundingml.models.grounding_dino.positions import sine_embedding
-from groundingml.models.linear import Linear, use_fast_linear
+from groundingml.models.linear import Linear
 
 
 class TextEncoder(nn.Module):
@@ -29,7 +29,7 @@ class TextEncoder(nn.Module):
         self.max_text_len = config.max_text_len
         self.delimiters = config.delimiter_token_ids
         self.sees_cls = config.text_sees_cls
-        self.bert = build_bert(config.text_config)
+        self.bert = Bert(config.text_config)
         self.projection = Linear(config.text_config["hidden_size"], config.d_model)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
@@ -79,18 +79,6 @@ class TextEncoder(nn.Module):
             positions=sine_embedding(position_ids, tokens.shape[-1]).to(tokens.dtype),
             hidden=hidden,
         )
-
-
-def build_bert(text_config: dict[str, Any]) -> nn.Module:
-    """transformers' BertModel with SDPA attention: the eager kind does not apply a 4-D boolean mask."""
-    # Imported here because transformers takes a second to import.
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(**{name: value for name, value in text_config.items() if name != "model_type"})
-    config._attn_implementation = "sdpa"
-    bert: nn.Module = BertModel(config, add_pooling_layer=False)
-    use_fast_linear(bert)
-    return bert
 
 
 def phrase_blocks(input_ids: Tensor, delimiters: Sequence[int]) -> tuple[Tensor, Tensor]:
