@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from groundingml.models.checkpoints import huggingface, native
+from groundingml.models.checkpoints import glip, huggingface, native
 from groundingml.models.checkpoints.errors import CheckpointError, mismatch_report
 from groundingml.models.checkpoints.formats import to_huggingface_names
 from groundingml.models.checkpoints.renaming import rename
 from groundingml.models.checkpoints.sizes import config_from_shapes
 from groundingml.models.checkpoints.sources import EMBEDDED, CheckpointFiles, resolve
 from groundingml.models.checkpoints.weights import read_weights
+from groundingml.models.glip import Glip, GlipConfig
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.network import GroundingDino
 
@@ -25,20 +26,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BERT_POSITIONS = 512
+_Network = TypeVar("_Network", GroundingDino, Glip)
 _SIZES = ("family", "d_model", "num_levels", "num_queries", "encoder_layers", "decoder_layers")
 
 
 def load_model(
-    source: str | Path, config: GroundingDinoConfig | Mapping[str, Any] | None = None
-) -> GroundingDino:
+    source: str | Path, config: GroundingDinoConfig | GlipConfig | Mapping[str, Any] | None = None
+) -> GroundingDino | Glip:
     """Load a model for inference: eval mode, float32, on the CPU.
 
     Args:
         source: a short name (`nano`, `grounding-dino-tiny`, `llmdet-base`, ...), a hub id, a folder or a
             file. The format is told by the parameters' names: Hugging Face, original .pth, MMDetection .pth
-            (LLMDet's too).
+            (LLMDet's too), and GLIP's of the last two kinds.
         config: a config of ours, or the dict of a Hugging Face config.json. Without it the config.json beside
             the weights is read, and without that the sizes are read off the weights.
+
+    Returns:
+        A `GroundingDino`, or a `Glip` where the weights are GLIP's.
 
     Raises:
         CheckpointError: nothing found, nothing fetched, an unreadable file, or parameters that do not fit;
@@ -51,7 +56,10 @@ def load_model(
             if config is not None:
                 raise CheckpointError("a model in our own layout has its config; leave `config` out")
             return _build(*native.read_native(files.folder))
-        weights = to_huggingface_names(read_weights(files.weights))
+        weights = read_weights(files.weights)
+        if glip.is_glip(weights):
+            return _load_glip(config, weights)
+        weights = to_huggingface_names(weights)
         chosen = _choose_config(config, values, weights)
         weights = huggingface.from_huggingface_names(weights, chosen)
         return _build(chosen, weights)
@@ -108,11 +116,33 @@ def _read_config(files: CheckpointFiles) -> dict[str, Any] | None:
     return values
 
 
+def _load_glip(
+    given: GroundingDinoConfig | GlipConfig | Mapping[str, Any] | None, weights: Mapping[str, Tensor]
+) -> Glip:
+    if isinstance(given, GroundingDinoConfig):
+        raise CheckpointError("the weights are GLIP's, but the config is one of Grounding DINO")
+    named = glip.from_glip_names(weights)
+    try:
+        if isinstance(given, Mapping):
+            given = GlipConfig.from_dict(given)
+        config = given or glip.config_from_shapes(named)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"its config does not describe a GLIP model: {error}") from error
+    with torch.device("meta"):  # shapes only
+        model = Glip(config)
+    report = _compare(model.state_dict(), named, glip.to_glip_names)
+    if report:
+        raise CheckpointError(f"its parameters do not fit the model\n{report}")
+    return _fill(model, named)
+
+
 def _choose_config(
-    given: GroundingDinoConfig | Mapping[str, Any] | None,
+    given: GroundingDinoConfig | GlipConfig | Mapping[str, Any] | None,
     found: Mapping[str, Any] | None,
     weights: Mapping[str, Tensor],
 ) -> GroundingDinoConfig:
+    if isinstance(given, GlipConfig):
+        raise CheckpointError("the config is one of GLIP, but the weights are not GLIP's")
     if isinstance(given, GroundingDinoConfig):
         return given
     values = given or found or config_from_shapes(weights)
@@ -126,29 +156,38 @@ def _build(config: GroundingDinoConfig, weights: dict[str, Tensor]) -> Grounding
     """A network made of the very tensors in ``weights`` (emptied on the way): no memory is filled twice."""
     with torch.device("meta"):  # shapes only
         model = GroundingDino(config)
-    expected = model.state_dict()
-    report = _compare(expected, weights)
+    report = _compare(model.state_dict(), weights, _file_names)
     if report:
         raise CheckpointError(
             f"its parameters do not fit the model\n{report}{_likely_cause(config, weights)}"
         )
+    return _fill(model, weights)
+
+
+def _fill(model: _Network, weights: dict[str, Tensor]) -> _Network:
+    expected = model.state_dict()
     state = {name: weights.pop(name).to(parameter.dtype) for name, parameter in expected.items()}
     model.load_state_dict(state, assign=True)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     return model.eval()
 
 
-def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """What does not fit, in the names of the Hugging Face layout, which are nearer to the file than ours."""
+def _compare(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    file_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+) -> str | None:
+    """What does not fit, in names that are nearer to the file than ours."""
     if expected.keys() == found.keys() and all(
         found[name].shape == expected[name].shape for name in expected
     ):
         return None
-    shapes = [{name: tuple(t.shape) for name, t in _file_names(side).items()} for side in (expected, found)]
+    shapes = [{name: tuple(t.shape) for name, t in file_names(side).items()} for side in (expected, found)]
     return mismatch_report(*shapes)
 
 
 def _file_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the Hugging Face layout."""
     renamed = rename(weights, {ours: theirs for theirs, ours in huggingface.NAMES.items()})
     return renamed.weights | {name: weights[name] for name in renamed.unknown}
 

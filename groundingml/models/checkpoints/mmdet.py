@@ -10,13 +10,13 @@ differ besides names:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from groundingml.models.checkpoints.errors import CheckpointError, listed
 from groundingml.models.checkpoints.renaming import rename
+from groundingml.models.checkpoints.sizes import count_numbered
 
 _SWIN = "model.backbone.conv_encoder.model"
 _SWIN_BLOCK = f"{_SWIN}.encoder.layers.{{i}}.blocks.{{j}}"
@@ -133,9 +133,9 @@ def to_huggingface_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _numbered_by_size(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Rules whose numbers depend on the model: extra levels come last, the last branch is the encoder's."""
-    levels = _count(weights, r"neck\.convs\.(\d+)\..*")
-    extra = _count(weights, r"neck\.extra_convs\.(\d+)\..*")
-    last = _count(weights, r"bbox_head\.reg_branches\.(\d+)\..*") - 1
+    levels = count_numbered(weights, r"neck\.convs\.(\d+)\..*")
+    extra = count_numbered(weights, r"neck\.extra_convs\.(\d+)\..*")
+    last = count_numbered(weights, r"bbox_head\.reg_branches\.(\d+)\..*") - 1
     table = {
         f"bbox_head.cls_branches.{last}.bias": "model.encoder_output_class_embed.bias",
         f"bbox_head.reg_branches.{last}.0.*": "model.encoder_output_bbox_embed.layers.0.*",
@@ -148,20 +148,15 @@ def _numbered_by_size(weights: Mapping[str, Tensor]) -> dict[str, str]:
     return table
 
 
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    numbers = [int(match.group(1)) for match in map(re.compile(pattern).fullmatch, weights) if match]
-    return max(numbers, default=-1) + 1
-
-
 def _corrected(name: str, tensor: Tensor) -> Tensor:
     if ".downsample." in name:
-        return _from_unfold_order(tensor)
+        return from_unfold_order(tensor)
     if "class_embed" in name and tensor.shape == (1,):
         return tensor.reshape(())
     return tensor
 
 
-def _from_unfold_order(tensor: Tensor) -> Tensor:
+def from_unfold_order(tensor: Tensor) -> Tensor:
     """Reorder the last axis, 4C long, from (channel, row, column) to (column, row, channel).
 
     ``nn.Unfold`` gives the first; Swin's slices, ``x[0::2, 0::2], x[1::2, 0::2], x[0::2, 1::2],

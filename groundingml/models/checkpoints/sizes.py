@@ -29,7 +29,7 @@ def config_from_shapes(
         CheckpointError: a parameter that is needed to tell the size is missing.
     """
     class_bias = "class_embed.0.bias" in weights
-    levels, width = _shape(weights, "model.level_embed")
+    levels, width = shape_of(weights, "model.level_embed")
     image_layer = "model.encoder.layers.0.deformable_layer"
     return {
         "model_type": "mm-grounding-dino" if class_bias else "grounding-dino",
@@ -37,11 +37,11 @@ def config_from_shapes(
         "text_config": _text_config(weights),
         "d_model": width,
         "num_feature_levels": levels,
-        "num_queries": _shape(weights, "model.query_position_embeddings.weight")[0],
-        "encoder_layers": _count(weights, r"model\.encoder\.layers\.(\d+)\..*"),
-        "decoder_layers": _count(weights, r"model\.decoder\.layers\.(\d+)\..*"),
-        "encoder_ffn_dim": _shape(weights, f"{image_layer}.fc1.weight")[0],
-        "decoder_ffn_dim": _shape(weights, "model.decoder.layers.0.fc1.weight")[0],
+        "num_queries": shape_of(weights, "model.query_position_embeddings.weight")[0],
+        "encoder_layers": count_numbered(weights, r"model\.encoder\.layers\.(\d+)\..*"),
+        "decoder_layers": count_numbered(weights, r"model\.decoder\.layers\.(\d+)\..*"),
+        "encoder_ffn_dim": shape_of(weights, f"{image_layer}.fc1.weight")[0],
+        "decoder_ffn_dim": shape_of(weights, "model.decoder.layers.0.fc1.weight")[0],
         "encoder_attention_heads": encoder_heads,
         "decoder_attention_heads": decoder_heads,
         "encoder_n_points": _points(weights, f"{image_layer}.self_attn", levels, encoder_heads),
@@ -52,11 +52,11 @@ def config_from_shapes(
 
 
 def _swin_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    width, _, patch, _ = _shape(weights, f"{_SWIN}.embeddings.patch_embeddings.projection.weight")
+    width, _, patch, _ = shape_of(weights, f"{_SWIN}.embeddings.patch_embeddings.projection.weight")
     layers = f"{_SWIN}.encoder.layers"
-    stages = _count(weights, rf"{re.escape(layers)}\.(\d+)\..*")
+    stages = count_numbered(weights, rf"{re.escape(layers)}\.(\d+)\..*")
     tables = [
-        _shape(weights, f"{layers}.{stage}.blocks.0.attention.self.relative_position_bias_table")
+        shape_of(weights, f"{layers}.{stage}.blocks.0.attention.self.relative_position_bias_table")
         for stage in range(stages)
     ]
     norm = f"{_SWIN}.hidden_states_norms.stage{{}}.weight"
@@ -66,27 +66,28 @@ def _swin_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "embed_dim": width,
         "patch_size": patch,
         "depths": [
-            _count(weights, rf"{re.escape(layers)}\.{stage}\.blocks\.(\d+)\..*") for stage in range(stages)
+            count_numbered(weights, rf"{re.escape(layers)}\.{stage}\.blocks\.(\d+)\..*")
+            for stage in range(stages)
         ],
         "num_heads": [heads for _, heads in tables],
         "window_size": (isqrt(tables[0][0]) + 1) // 2,  # the table has (2 * window - 1) ** 2 rows
-        "mlp_ratio": _shape(weights, f"{layers}.0.blocks.0.intermediate.dense.weight")[0] / width,
+        "mlp_ratio": shape_of(weights, f"{layers}.0.blocks.0.intermediate.dense.weight")[0] / width,
         "out_features": [f"stage{stage}" for stage in out],
         "out_indices": out,
     }
 
 
 def _text_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    vocabulary, width = _shape(weights, f"{_TEXT}.embeddings.word_embeddings.weight")
+    vocabulary, width = shape_of(weights, f"{_TEXT}.embeddings.word_embeddings.weight")
     return {
         "model_type": "bert",
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "num_hidden_layers": _count(weights, rf"{re.escape(_TEXT)}\.encoder\.layer\.(\d+)\..*"),
+        "num_hidden_layers": count_numbered(weights, rf"{re.escape(_TEXT)}\.encoder\.layer\.(\d+)\..*"),
         "num_attention_heads": max(width // BERT_HEAD_WIDTH, 1),
-        "intermediate_size": _shape(weights, f"{_TEXT}.encoder.layer.0.intermediate.dense.weight")[0],
-        "max_position_embeddings": _shape(weights, f"{_TEXT}.embeddings.position_embeddings.weight")[0],
-        "type_vocab_size": _shape(weights, f"{_TEXT}.embeddings.token_type_embeddings.weight")[0],
+        "intermediate_size": shape_of(weights, f"{_TEXT}.encoder.layer.0.intermediate.dense.weight")[0],
+        "max_position_embeddings": shape_of(weights, f"{_TEXT}.embeddings.position_embeddings.weight")[0],
+        "type_vocab_size": shape_of(weights, f"{_TEXT}.embeddings.token_type_embeddings.weight")[0],
     }
 
 
@@ -100,7 +101,7 @@ def _heads_are_shared(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _points(weights: Mapping[str, Tensor], attention: str, levels: int, heads: int) -> int:
-    rows = _shape(weights, f"{attention}.attention_weights.weight")[0]
+    rows = shape_of(weights, f"{attention}.attention_weights.weight")[0]
     points, rest = divmod(rows, heads * levels)
     if rest:
         raise CheckpointError(
@@ -110,12 +111,14 @@ def _points(weights: Mapping[str, Tensor], attention: str, levels: int, heads: i
     return points
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
+def count_numbered(names: Iterable[str], pattern: str) -> int:
+    """One more than the highest number that ``pattern`` captures in a name; 0 if none matches."""
     numbers = [int(match.group(1)) for match in map(re.compile(pattern).fullmatch, names) if match]
     return max(numbers, default=-1) + 1
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a parameter that has to be there, or a CheckpointError."""
     if name not in weights:
         raise CheckpointError(
             f"{name} is missing, so the model's size cannot be told; the file may be a part of a model"

@@ -31,9 +31,9 @@ def fusion_as_published(
 
 
 @pytest.fixture
-def layer(config_of) -> FusionLayer:
+def layer() -> FusionLayer:
     torch.manual_seed(0)
-    layer = FusionLayer(config_of("grounding-dino")).double().eval()
+    layer = FusionLayer(32, 32, width=24, heads=2).double().eval()
     for parameter in layer.parameters():
         parameter.data.normal_()
     return layer
