@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from groundingml.inference.anchor_candidates import select_anchor_candidates
 from groundingml.inference.caching import LruCache
 from groundingml.inference.detections import Detections
 from groundingml.inference.images import ImageSource, load_image
@@ -22,11 +23,12 @@ from groundingml.inference.merging import keep_after_merge
 from groundingml.inference.preprocessing import preprocess, resized_size
 from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, Tokenizer
 from groundingml.inference.scoring import Candidates, select_candidates
+from groundingml.models.glip import Glip, GlipConfig, GlipOutput
 
 if TYPE_CHECKING:
     from groundingml.models.grounding_dino.config import GroundingDinoConfig
     from groundingml.models.grounding_dino.network import GroundingDino
-    from groundingml.models.grounding_dino.outputs import TextFeatures
+    from groundingml.models.grounding_dino.outputs import GroundingDinoOutput
 
 MOST_DETECTIONS = 300
 """At most so many boxes for an image, the best ones (as in MM-Grounding-DINO's evaluation)."""
@@ -60,7 +62,7 @@ class Detector:
 
     def __init__(
         self,
-        model: GroundingDino,
+        model: GroundingDino | Glip,
         tokenizer: Tokenizer,
         *,
         device: str | torch.device = "auto",
@@ -70,14 +72,16 @@ class Detector:
     ) -> None:
         self.device = resolve_device(device)
         self._low_precision = _resolve_precision(dtype)
-        self.model = model.to(self.device).eval()
-        self.config: GroundingDinoConfig = model.config
+        self.model: GroundingDino | Glip = model.to(self.device).eval()
+        self.config: GroundingDinoConfig | GlipConfig = model.config
         self.checkpoint_digest = checkpoint_digest
         self.name = name
         self.default_threshold: float = self.config.default_threshold
+        most = self.config.max_detections if isinstance(self.config, GlipConfig) else MOST_DETECTIONS
+        self._most = min(most, MOST_DETECTIONS)
         self._planner = PromptPlanner(tokenizer, self.config.max_text_len, self.config.delimiter_token_ids)
         self._plans: LruCache[PromptPlan] = LruCache(64)
-        self._texts: LruCache[TextFeatures] = LruCache(128)
+        self._texts: LruCache[Any] = LruCache(128)
 
     @classmethod
     def from_pretrained(
@@ -85,7 +89,7 @@ class Detector:
         source: str | os.PathLike[str] = "nano",
         device: str | torch.device = "auto",
         dtype: str = "auto",
-        config: GroundingDinoConfig | dict[str, Any] | None = None,
+        config: GroundingDinoConfig | GlipConfig | dict[str, Any] | None = None,
     ) -> Detector:
         """Load a model: "nano" (inside the package), a short name, a hub id, a folder or a file.
 
@@ -140,9 +144,9 @@ class Detector:
     ) -> Detections | list[Detections]:
         """Detections of one image, or a list of them for a sequence of images.
 
-        At most 300 boxes an image, best first. One object may come under several labels, each by its own
-        score; boxes of one label found by several of its prompts are merged where they overlap by 0.7 or
-        more.
+        At most 300 boxes an image (of GLIP 100), best first. One object may come under several labels, each
+        by its own score; boxes of one label found by several of its prompts are merged where they overlap by
+        0.7 or more.
 
         Args:
             images: a path, encoded bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8 or
@@ -225,28 +229,35 @@ class Detector:
         found: list[list[Candidates]] = [[] for _ in images]
         with self._precision():
             mask = batch.pixel_mask.to(self.device) if batch.is_padded else None
-            features = self.model.encode_image(batch.pixel_values.to(self.device), mask)
+            features: Any = self.model.encode_image(batch.pixel_values.to(self.device), mask)
             for chunk in plan.chunks:
                 text = self._encode_text(chunk)
                 output = self.model.ground(features, text)  # one text serves all images
                 for row, candidates in enumerate(found):
-                    candidates.append(
-                        select_candidates(
-                            output.logits[row],
-                            output.boxes_cxcywh[row],
-                            chunk,
-                            thresholds,
-                            "mean" if self.config.score_aggregation == "mean" else "max",
-                            MOST_DETECTIONS,
-                        )
-                    )
+                    candidates.append(self._select(output, row, chunk, thresholds))
         return [
-            _to_detections(Candidates.concatenate(candidates), image, plan.labels)
+            _to_detections(Candidates.concatenate(candidates), image, plan.labels, self._most)
             for image, candidates in zip(images, found, strict=True)
         ]
 
-    def _encode_text(self, chunk: TextChunk) -> TextFeatures:
-        def encode() -> TextFeatures:
+    def _select(
+        self, output: GroundingDinoOutput | GlipOutput, row: int, chunk: TextChunk, thresholds: Tensor
+    ) -> Candidates:
+        """What one image's row of the network's answer says: the one thing that depends on the family."""
+        if isinstance(output, GlipOutput):
+            assert isinstance(self.config, GlipConfig)
+            return select_anchor_candidates(output, row, chunk, thresholds, self.config)
+        return select_candidates(
+            output.logits[row],
+            output.boxes_cxcywh[row],
+            chunk,
+            thresholds,
+            "mean" if self.config.score_aggregation == "mean" else "max",
+            self._most,
+        )
+
+    def _encode_text(self, chunk: TextChunk) -> Any:
+        def encode() -> Any:
             input_ids = torch.tensor([chunk.input_ids], device=self.device)
             return self.model.encode_text(input_ids, torch.ones_like(input_ids))
 
@@ -300,7 +311,9 @@ def _many_images(images: object) -> list[ImageSource] | None:
     return list(images) if isinstance(images, Iterable) else None
 
 
-def _to_detections(candidates: Candidates, image: Image.Image, labels: Sequence[Label]) -> Detections:
+def _to_detections(
+    candidates: Candidates, image: Image.Image, labels: Sequence[Label], most: int
+) -> Detections:
     width, height = image.size
     x, y, w, h = candidates.boxes_cxcywh.unbind(-1)
     boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)
@@ -310,7 +323,7 @@ def _to_detections(candidates: Candidates, image: Image.Image, labels: Sequence[
         boxes, candidates.scores, candidates.label_ids, candidates.prompt_numbers, MERGE_IOU
     )
     sides = boxes[keep, 2:] - boxes[keep, :2]
-    keep = keep[(sides >= _LEAST_SIDE).all(-1)][:MOST_DETECTIONS]
+    keep = keep[(sides >= _LEAST_SIDE).all(-1)][:most]
     label_ids = candidates.label_ids[keep].cpu().numpy()
     return Detections(
         boxes_xyxy=boxes[keep].cpu().numpy(),

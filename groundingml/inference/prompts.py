@@ -69,7 +69,8 @@ class PromptPlanner:
     Args:
         tokenizer: a fast tokenizer with BERT's uncased vocabulary (``groundingml.models.load_tokenizer``).
         max_tokens: most tokens of a chunk, [CLS] and [SEP] included.
-        delimiter_ids: tokens at which the network ends a block (``config.delimiter_token_ids``).
+        delimiter_ids: tokens at which the network ends a block (``config.delimiter_token_ids``). None at all
+            mean that it reads a chunk as one caption: then a "." only separates labels and none ends them.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class PromptPlanner:
         self._unknown: int = tokenizer.unk_token_id
         self._dot: int = tokenizer.convert_tokens_to_ids(".")
         self._closing = frozenset(delimiter_ids) - special  # "." and "?"
+        self._has_blocks = bool(delimiter_ids)
         # What structures the sequence and must not come from inside a prompt.
         self._structural = (frozenset(delimiter_ids) | special) - {self._unknown}
         self._borrowed = Lock()  # a fast tokenizer may not be used by two threads at once
@@ -121,10 +123,12 @@ class PromptPlanner:
             if len(draft.ids) + len(ids) + 2 > self._max_tokens:
                 chunks.append(self._finish(draft))
                 draft = self._new_draft()
+            if draft.prompts and not self._has_blocks:
+                draft.ids.append(self._dot)
             start = len(draft.ids)
             positions = tuple(start + offset for offset, token in enumerate(ids) if token != self._unknown)
             draft.prompts.append(Prompt(number, positions, tuple(asked)))
-            draft.ids += [*ids, self._dot]
+            draft.ids += [*ids, self._dot] if self._has_blocks else ids
             draft.texts.append(" ".join(texts[ids].split()) + " .")
         chunks.append(self._finish(draft))
         return PromptPlan(tuple(labels), tuple(chunks), ignored)
@@ -208,7 +212,7 @@ class PromptPlanner:
             owner = next((phrase for phrase in phrases if phrase.start <= low and high <= phrase.end), None)
             ids.append(token)
             owners.append(None if closes or token == self._unknown else owner)
-        if not ids or ids[-1] not in self._closing:
+        if self._has_blocks and (not ids or ids[-1] not in self._closing):
             ids.append(self._dot)
             owners.append(None)
         return ids, owners

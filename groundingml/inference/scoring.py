@@ -44,6 +44,27 @@ def prompt_scores(logits: Tensor, chunk: TextChunk, aggregation: Aggregation) ->
     return scores.scatter_reduce(1, index, tokens, reduce, include_self=False)
 
 
+def score_pairs(logits: Tensor, chunk: TextChunk, aggregation: Aggregation) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q, T) token logits -> (Q, N) scores of the N pairs of a prompt and a label that it scores for.
+
+    Of a label's several prompts the best counts in each row, the others get -1. Also returned: (N,) the label
+    and (N,) the number of the prompt of each pair.
+    """
+    scores = prompt_scores(logits, chunk, aggregation)
+    columns = [place for place, prompt in enumerate(chunk.prompts) for _ in prompt.label_ids]
+    labels = [label for prompt in chunk.prompts for label in prompt.label_ids]
+    numbers = [prompt.number for prompt in chunk.prompts for _ in prompt.label_ids]
+    device = scores.device
+    label_of, number_of = torch.tensor(labels, device=device), torch.tensor(numbers, device=device)
+    pairs = scores[:, torch.tensor(columns, device=device)]  # (Q, pairs of prompt and label)
+    for label in {label for label in labels if labels.count(label) > 1}:
+        same = (label_of == label).nonzero().flatten()
+        best = pairs[:, same].argmax(1, keepdim=True)
+        loses = torch.ones(pairs.shape[0], len(same), dtype=torch.bool, device=device).scatter(1, best, False)
+        pairs[:, same] = pairs[:, same].masked_fill(loses, -1.0)
+    return pairs, label_of, number_of
+
+
 def select_candidates(
     logits: Tensor,
     boxes_cxcywh: Tensor,
@@ -61,18 +82,7 @@ def select_candidates(
         logits: (Q, T); boxes_cxcywh: (Q, 4); thresholds: (K,), one for each label of the plan.
         most: at most so many pairs, the best ones.
     """
-    scores = prompt_scores(logits, chunk, aggregation)
-    columns = [place for place, prompt in enumerate(chunk.prompts) for _ in prompt.label_ids]
-    labels = [label for prompt in chunk.prompts for label in prompt.label_ids]
-    numbers = [prompt.number for prompt in chunk.prompts for _ in prompt.label_ids]
-    device = scores.device
-    label_of, number_of = torch.tensor(labels, device=device), torch.tensor(numbers, device=device)
-    pairs = scores[:, torch.tensor(columns, device=device)]  # (Q, pairs of prompt and label)
-    for label in {label for label in labels if labels.count(label) > 1}:
-        same = (label_of == label).nonzero().flatten()
-        best = pairs[:, same].argmax(1, keepdim=True)
-        loses = torch.ones(pairs.shape[0], len(same), dtype=torch.bool, device=device).scatter(1, best, False)
-        pairs[:, same] = pairs[:, same].masked_fill(loses, -1.0)
+    pairs, label_of, number_of = score_pairs(logits, chunk, aggregation)
     queries, places = (pairs >= thresholds[label_of]).nonzero(as_tuple=True)
     values = pairs[queries, places]
     if len(values) > most:

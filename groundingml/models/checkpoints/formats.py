@@ -11,7 +11,6 @@ from groundingml.models.checkpoints.errors import CheckpointError, listed
 
 # Part of a name, and whose it is: models that people mistake for these.
 _FOREIGN = {
-    "rpn.head.dyhead_tower.": "a GLIP checkpoint, another family (try mm-grounding-dino-tiny)",
     "sampling_offsets.": "a detector without a text branch (DINO, Deformable DETR or the like)",
     "vision_model.encoder.layers.": "a CLIP-like model (OWL-ViT, SigLIP)",
     "bert.encoder.layer.": "a BERT text model without a detector",

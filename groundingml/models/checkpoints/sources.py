@@ -32,6 +32,14 @@ HUB_IDS = {
     "llmdet-base": "iSEE-Laboratory/llmdet_base",
     "llmdet-large": "iSEE-Laboratory/llmdet_large",
 }
+# Models that are one file of a repository.
+HUB_FILES = {
+    "glip-tiny-a": "GLIPModel/GLIP/glip_a_tiny_o365.pth",
+    "glip-tiny-b": "GLIPModel/GLIP/glip_tiny_model_o365.pth",
+    "glip-tiny-c": "GLIPModel/GLIP/glip_tiny_model_o365_goldg.pth",
+    "glip-tiny": "GLIPModel/GLIP/glip_tiny_model_o365_goldg_cc_sbu.pth",
+    "glip-large": "GLIPModel/GLIP/glip_large_model.pth",
+}
 EMBEDDED_MODELS = ("nano",)
 
 _WEIGHT_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
@@ -68,6 +76,8 @@ def resolve(source: str | Path) -> CheckpointFiles:
             return _in_folder(EMBEDDED / source, source)
         if source in HUB_IDS:
             return _in_folder(hub.model_folder(HUB_IDS[source]), source)
+        if source in HUB_FILES:
+            return CheckpointFiles(source, (hub.single_file(*HUB_FILES[source].rsplit("/", 1)),))
     path = Path(source).expanduser()
     if path.is_dir():
         return _in_folder(path, str(source))
@@ -92,7 +102,7 @@ def _nothing_here(source: str) -> str:
 def _unknown(source: str) -> str:
     if "/" in source or Path(source).suffix in _WEIGHT_SUFFIXES:
         return _nothing_here(source)
-    known = [*EMBEDDED_MODELS, *HUB_IDS]
+    known = [*EMBEDDED_MODELS, *HUB_IDS, *HUB_FILES]
     near = difflib.get_close_matches(source.lower(), known, n=4, cutoff=0.5)
     if near:
         return f"there is no model {source!r}. Did you mean {', '.join(near)}?"

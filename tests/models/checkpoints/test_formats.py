@@ -51,15 +51,6 @@ def test_official_config_is_told_from_the_shapes(key_list, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
-    [("glip_T_original", "GLIP"), ("glip_T_A_original", "GLIP"), ("glip_L_original", "GLIP")],
-)
-def test_glip_is_refused_by_name(key_list, name, said):
-    with pytest.raises(CheckpointError, match=said):
-        to_huggingface_names(key_list(name))
-
-
-@pytest.mark.parametrize(
     ("key", "said"),
     [
         ("transformer.encoder.layers.0.self_attn.sampling_offsets.weight", "without a text branch"),

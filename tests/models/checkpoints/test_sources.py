@@ -14,7 +14,7 @@ from huggingface_hub import constants, errors
 
 from groundingml.models.checkpoints import hub, sources
 from groundingml.models.checkpoints.errors import CheckpointError
-from groundingml.models.checkpoints.sources import HUB_IDS, resolve
+from groundingml.models.checkpoints.sources import HUB_FILES, HUB_IDS, resolve
 
 TINY = "IDEA-Research/grounding-dino-tiny"
 
@@ -69,7 +69,7 @@ def test_unknown_name_lists_near_matches(name, near):
 def test_unknown_name_without_near_match_lists_all():
     with pytest.raises(CheckpointError) as error:
         resolve("resnet")
-    assert all(name in str(error.value) for name in ("nano", *HUB_IDS))
+    assert all(name in str(error.value) for name in ("nano", *HUB_IDS, *HUB_FILES))
 
 
 @pytest.mark.parametrize("missing", ["/no/such/folder", "no/such/file.pth", "weights.safetensors"])
@@ -99,6 +99,21 @@ def test_every_official_checkpoint_has_a_short_name():
         *(f"iSEE-Laboratory/llmdet_{size}" for size in ("tiny", "base", "large")),
     }
     assert set(HUB_IDS.values()) == published
+    files = (
+        "a_tiny_o365",
+        "tiny_model_o365",
+        "tiny_model_o365_goldg",
+        "tiny_model_o365_goldg_cc_sbu",
+        "large_model",
+    )
+    assert set(HUB_FILES.values()) == {f"GLIPModel/GLIP/glip_{name}.pth" for name in files}
+
+
+def test_a_short_name_of_a_single_file(cache):
+    snapshot = add_to_cache(cache, "GLIPModel/GLIP", {"glip_a_tiny_o365.pth": b"x"})
+    found = resolve("glip-tiny-a")
+    assert found.weights == (snapshot / "glip_a_tiny_o365.pth",)
+    assert (found.name, found.config, found.folder) == ("glip-tiny-a", None, None)
 
 
 @pytest.mark.parametrize("source", ["grounding-dino-tiny", TINY])
