@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groundingml.models.linear import Linear, feed_forward
+from groundingml.models.linear import Linear
 
 
 class BertOutput(NamedTuple):
@@ -41,10 +41,7 @@ class Bert(nn.Module):
                     f"text_config: {name}={text_config[name]!r} is not supported, only {supported!r}"
                 )
         self.embeddings = BertEmbeddings(text_config)
-        layers = nn.ModuleList(
-            BertLayer(text_config) for _ in range(text_config.get("num_hidden_layers", 12))
-        )
-        self.encoder = nn.ModuleDict({"layer": layers})
+        self.encoder = BertEncoder(text_config)
         std = text_config.get("initializer_range", 0.02)
         for module in self.modules():
             if isinstance(module, Linear | nn.Embedding):
@@ -70,9 +67,7 @@ class Bert(nn.Module):
             position_ids: (B, T), by default 0, 1, 2, ...
         """
         x = self.embeddings(input_ids, token_type_ids, position_ids)
-        for layer in self.encoder["layer"]:
-            x = layer(x, attention_mask)
-        return BertOutput(x)
+        return BertOutput(self.encoder(x, attention_mask))
 
 
 class BertEmbeddings(nn.Module):
@@ -108,30 +103,88 @@ class BertLayer(nn.Module):
     def __init__(self, text_config: Mapping[str, Any]) -> None:
         super().__init__()
         width, hidden = text_config.get("hidden_size", 768), text_config.get("intermediate_size", 3072)
-        self.heads = text_config.get("num_attention_heads", 12)
-        self.dropout = text_config.get("hidden_dropout_prob", 0.1)
-        self.attention_dropout = text_config.get("attention_probs_dropout_prob", 0.1)
-        eps = text_config.get("layer_norm_eps", 1e-12)
-
-        def dense_and_norm(channels: int) -> nn.ModuleDict:
-            return nn.ModuleDict(
-                {"dense": Linear(channels, width), "LayerNorm": nn.LayerNorm(width, eps=eps)}
-            )
-
-        projections = nn.ModuleDict({name: Linear(width, width) for name in ("query", "key", "value")})
-        self.attention = nn.ModuleDict({"self": projections, "output": dense_and_norm(width)})
-        self.intermediate = nn.ModuleDict({"dense": Linear(width, hidden)})
-        self.output = dense_and_norm(hidden)
+        self.attention = BertAttention(text_config)
+        self.intermediate = BertIntermediate(width, hidden)
+        self.output = BertResidual(hidden, text_config)
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """x (B, T, H), attention_mask broadcastable to (B, 1, T, T) -> (B, T, H)."""
+        x = self.attention(x, attention_mask)
+        result: Tensor = self.output(self.intermediate(x), x)
+        return result
+
+
+class BertAttention(nn.Module):
+    """Self-attention with its residual."""
+
+    def __init__(self, text_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(text_config)
+        self.output = BertResidual(text_config.get("hidden_size", 768), text_config)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        result: Tensor = self.output(self.self(x, attention_mask), x)
+        return result
+
+
+class BertSelfAttention(nn.Module):
+    """Scaled dot-product attention, without the output projection."""
+
+    def __init__(self, text_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width = text_config.get("hidden_size", 768)
+        self.heads = text_config.get("num_attention_heads", 12)
+        self.dropout = text_config.get("attention_probs_dropout_prob", 0.1)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         query, key, value = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in self.attention["self"].values()
+            for projection in (self.query, self.key, self.value)
         )
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout)
-        change = self.attention["output"]["dense"](seen.transpose(1, 2).flatten(2))
-        x = self.attention["output"]["LayerNorm"](x + F.dropout(change, self.dropout, self.training))
-        change = feed_forward(x, self.intermediate["dense"], self.output["dense"], "gelu")
-        return self.output["LayerNorm"](x + F.dropout(change, self.dropout, self.training))
+        return seen.transpose(1, 2).flatten(2)
+
+
+class BertIntermediate(nn.Module):
+    """The first half of the feed-forward block."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.dense = Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x, "gelu")
+
+
+class BertResidual(nn.Module):
+    """A projection, dropout, the residual and a LayerNorm: what both blocks of a layer end with."""
+
+    def __init__(self, channels: int, text_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width = text_config.get("hidden_size", 768)
+        self.dense = Linear(channels, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=text_config.get("layer_norm_eps", 1e-12))
+        self.dropout = text_config.get("hidden_dropout_prob", 0.1)
+
+    def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        result: Tensor = self.LayerNorm(x + F.dropout(self.dense(hidden), self.dropout, self.training))
+        return result
+
+
+class BertEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, text_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            BertLayer(text_config) for _ in range(text_config.get("num_hidden_layers", 12))
+        )
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        for layer in self.layer:
+            x = layer(x, attention_mask)
+        return x

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from groundingml.models.checkpoints import glip, huggingface, native
@@ -21,6 +20,7 @@ from groundingml.models.checkpoints.weights import read_weights
 from groundingml.models.glip import Glip, GlipConfig
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.network import GroundingDino
+from groundingml.models.skeleton import without_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -128,7 +128,7 @@ def _load_glip(
         config = given or glip.config_from_shapes(named)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"its config does not describe a GLIP model: {error}") from error
-    with torch.device("meta"):  # shapes only
+    with without_values():
         model = Glip(config)
     report = _compare(model.state_dict(), named, glip.to_glip_names)
     if report:
@@ -154,7 +154,7 @@ def _choose_config(
 
 def _build(config: GroundingDinoConfig, weights: dict[str, Tensor]) -> GroundingDino:
     """A network made of the very tensors in ``weights`` (emptied on the way): no memory is filled twice."""
-    with torch.device("meta"):  # shapes only
+    with without_values():
         model = GroundingDino(config)
     report = _compare(model.state_dict(), weights, _file_names)
     if report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from groundingml.models.bert import Bert
 
@@ -75,9 +74,3 @@ def test_drops_out_in_training_only():
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="hidden_act='relu' is not supported"):
         Bert({**SMALL, "hidden_act": "relu"})
-
-
-def test_linear_layers_are_the_fast_ones():
-    assert {type(module) for module in Bert(SMALL).modules() if isinstance(module, nn.Linear)} == {
-        type(Bert(SMALL).encoder["layer"][0].intermediate["dense"])
-    }
