@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from groundingml.memory import keep_freed_memory
+
 
 def main() -> None:
     """Entry point of the command; says what to install when the command line's own libraries are absent."""
+    keep_freed_memory()
     try:
         from groundingml.cli.app import app
     except ModuleNotFoundError as error:
