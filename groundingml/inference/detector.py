@@ -18,8 +18,8 @@ from groundingml.inference.anchor_candidates import select_anchor_candidates
 from groundingml.inference.caching import LruCache
 from groundingml.inference.detections import Detections
 from groundingml.inference.images import ImageSource, load_image
-from groundingml.inference.labels import Label, Labels, normalise_labels
-from groundingml.inference.merging import keep_after_merge
+from groundingml.inference.labels import Labels, normalise_labels
+from groundingml.inference.merging import keep_after_merge, not_suppressed
 from groundingml.inference.preprocessing import preprocess, resized_size
 from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, Tokenizer
 from groundingml.inference.scoring import Candidates, select_candidates
@@ -35,6 +35,9 @@ MOST_DETECTIONS = 300
 
 MERGE_IOU = 0.7
 """Boxes of one label found by different prompts count as one object from this overlap on."""
+
+NEGATIVE_IOU = 0.5
+"""A box is dropped when a better one of a negative prompt overlaps it by so much."""
 
 _LEAST_SIDE = 0.5  # pixels; thinner boxes hold nothing
 _PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -201,7 +204,9 @@ class Detector:
         threshold = self.default_threshold if threshold is None else threshold
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in 0..1, got {threshold}")
-        values = [threshold if label.threshold is None else label.threshold for label in plan.labels]
+        values = [threshold if label.threshold is None else label.threshold for label in plan.asked]
+        # A box of a negative prompt matters when it is better than one of a label that it is for.
+        values += [min(values[number] for number in numbers) for numbers in plan.negatives.values()]
         return torch.tensor(values, device=self.device)
 
     def _detect_by_size(
@@ -236,7 +241,7 @@ class Detector:
                 for row, candidates in enumerate(found):
                     candidates.append(self._select(output, row, chunk, thresholds))
         return [
-            _to_detections(Candidates.concatenate(candidates), image, plan.labels, self._most)
+            _to_detections(Candidates.concatenate(candidates), image, plan, self._most)
             for image, candidates in zip(images, found, strict=True)
         ]
 
@@ -311,9 +316,7 @@ def _many_images(images: object) -> list[ImageSource] | None:
     return list(images) if isinstance(images, Iterable) else None
 
 
-def _to_detections(
-    candidates: Candidates, image: Image.Image, labels: Sequence[Label], most: int
-) -> Detections:
+def _to_detections(candidates: Candidates, image: Image.Image, plan: PromptPlan, most: int) -> Detections:
     width, height = image.size
     x, y, w, h = candidates.boxes_cxcywh.unbind(-1)
     boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)
@@ -323,13 +326,18 @@ def _to_detections(
         boxes, candidates.scores, candidates.label_ids, candidates.prompt_numbers, MERGE_IOU
     )
     sides = boxes[keep, 2:] - boxes[keep, :2]
-    keep = keep[(sides >= _LEAST_SIDE).all(-1)][:most]
+    keep = keep[(sides >= _LEAST_SIDE).all(-1)]
+    keep = keep[
+        not_suppressed(
+            boxes[keep], candidates.scores[keep], candidates.label_ids[keep], plan.negatives, NEGATIVE_IOU
+        )
+    ][:most]
     label_ids = candidates.label_ids[keep].cpu().numpy()
     return Detections(
         boxes_xyxy=boxes[keep].cpu().numpy(),
         scores=candidates.scores[keep].cpu().numpy(),
-        labels=[labels[number].name for number in label_ids],
+        labels=[plan.labels[number].name for number in label_ids],
         label_ids=label_ids,
         image_size=(height, width),
-        label_names=tuple(label.name for label in labels),
+        label_names=tuple(label.name for label in plan.asked),
     )

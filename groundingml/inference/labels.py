@@ -18,14 +18,18 @@ class Label:
         prompts: what the network is asked for; the name itself when empty. Several prompts are aliases: the
             best counts.
         threshold: replaces the detector's threshold for this label.
+        negative_prompts: what it is *not*, though it looks similar: where one of these fits a place better,
+            the label's box is dropped.
     """
 
     name: str
     prompts: tuple[str, ...] = ()
     threshold: float | None = None
+    negative_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", _as_tuple(self.prompts))
+        object.__setattr__(self, "negative_prompts", _as_tuple(self.negative_prompts))
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"label {self.name!r}: the threshold must lie in 0..1, got {self.threshold}")
 
@@ -75,11 +79,13 @@ def normalise_labels(labels: Labels) -> list[Label]:
             united[label.name] = label
             continue
         threshold = label.threshold if known.threshold is None else known.threshold
-        united[label.name] = Label(label.name, tuple(dict.fromkeys(known.texts + label.texts)), threshold)
+        texts = tuple(dict.fromkeys(known.texts + label.texts))
+        negatives = tuple(dict.fromkeys(known.negative_prompts + label.negative_prompts))
+        united[label.name] = Label(label.name, texts, threshold, negatives)
     if not united:
         raise ValueError("no labels: give at least one name, e.g. labels=['cat'], or a caption")
     for label in united.values():
-        for text in label.texts:
+        for text in label.texts + label.negative_prompts:
             if not any(character.isalnum() or not character.isascii() for character in text):
                 raise ValueError(f"label {label.name!r}: there is nothing to look for in the prompt {text!r}")
     return list(united.values())
@@ -92,8 +98,12 @@ def prompt_digest(labels: Labels, threshold: float | None, **options: object) ->
     The same question gives the same digits in every process and release, so it can be part of a version
     string. ``options`` must be JSON values.
     """
+    asked = normalise_labels(labels)
+    negatives = {label.name: list(label.negative_prompts) for label in asked if label.negative_prompts}
+    if negatives:
+        options = {**options, "negative_prompts": negatives}
     question = {
-        "labels": [[label.name, list(label.texts), label.threshold] for label in normalise_labels(labels)],
+        "labels": [[label.name, list(label.texts), label.threshold] for label in asked],
         "threshold": threshold,
         "options": options,
     }

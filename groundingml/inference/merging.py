@@ -1,6 +1,9 @@
-"""One object found several times under one label, by different prompts, becomes one detection."""
+"""One object found several times under one label becomes one detection; one that a negative prompt fits
+better, none."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -46,6 +49,30 @@ def keep_after_merge(
                 alive &= ~rivals[rank]
         kept[ranks] = alive.to(kept.device)
     return order[kept]
+
+
+def not_suppressed(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    label_ids: Tensor,
+    negatives: Mapping[int, tuple[int, ...]],
+    iou: float,
+) -> Tensor:
+    """Which boxes stay, (N,) bool: those of no negative label that no better box of a negative label overlaps
+    by ``iou`` or more.
+
+    Args:
+        boxes_xyxy: (N, 4); scores, label_ids: (N,).
+        negatives: a negative label -> the labels whose boxes it drops.
+    """
+    stays = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    for negative, suppressed in negatives.items():
+        against = label_ids == negative
+        concerned = torch.isin(label_ids, torch.tensor(suppressed, device=label_ids.device))
+        better = scores[against][None, :] > scores[:, None]
+        covered = box_iou(boxes_xyxy, boxes_xyxy[against]) >= iou
+        stays &= ~against & ~(concerned & (better & covered).any(1))
+    return stays
 
 
 def _labels_with_several_prompts(label_ids: Tensor, prompt_numbers: Tensor) -> list[int]:

@@ -18,7 +18,7 @@ Everything is decided on token ids, so that a label's score is taken from exactl
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, TypeAlias
@@ -61,6 +61,14 @@ class PromptPlan:
     labels: tuple[Label, ...]
     chunks: tuple[TextChunk, ...]
     ignored: tuple[str, ...] = ()  # label names that the vocabulary cannot express at all
+    # Labels at the end that were not asked for but are looked for, to drop boxes of those asked for: the
+    # number of each -> the numbers of the labels whose negative prompt it is.
+    negatives: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> tuple[Label, ...]:
+        """The labels without the negative ones."""
+        return self.labels[: len(self.labels) - len(self.negatives)]
 
 
 class PromptPlanner:
@@ -91,11 +99,18 @@ class PromptPlanner:
         self._borrowed = Lock()  # a fast tokenizer may not be used by two threads at once
 
     def plan_labels(self, labels: Sequence[Label]) -> PromptPlan:
-        """Chunks for a list of labels (see :func:`groundingml.inference.labels.normalise_labels`).
+        """Chunks for a list of labels (see :func:`groundingml.inference.labels.normalise_labels`), their
+        negative prompts included.
 
         Raises:
             PromptError: a prompt is too long, or no label can be expressed in the vocabulary.
         """
+        negatives: dict[str, list[int]] = {}
+        for number, label in enumerate(labels):
+            for text in dict.fromkeys(label.negative_prompts):
+                negatives.setdefault(text, []).append(number)
+        suppressed = {len(labels) + place: tuple(numbers) for place, numbers in enumerate(negatives.values())}
+        labels = (*labels, *(Label(text) for text in negatives))
         owners: dict[tuple[int, ...], list[int]] = {}  # token ids of a prompt -> labels that asked for it
         texts: dict[tuple[int, ...], str] = {}
         spelled = self._tokenize_all([text for label in labels for text in label.texts])
@@ -131,7 +146,7 @@ class PromptPlanner:
             draft.ids += [*ids, self._dot] if self._has_blocks else ids
             draft.texts.append(" ".join(texts[ids].split()) + " .")
         chunks.append(self._finish(draft))
-        return PromptPlan(tuple(labels), tuple(chunks), ignored)
+        return PromptPlan(tuple(labels), tuple(chunks), ignored, suppressed)
 
     def plan_phrases(self, caption: str) -> PromptPlan:
         """Chunks for a free caption with each of its noun phrases as a block of its own.

@@ -172,6 +172,41 @@ def test_merging_of_aliases(
     ], why
 
 
+TOY = Label("cat", negative_prompts=("toy",))
+
+
+@pytest.mark.parametrize(
+    ("labels", "answer", "expected", "why"),
+    [
+        ([TOY], [(CENTRE, {1: 0.5}), (CENTRE, {3: 0.8})], [], "the negative prompt fits better"),
+        ([TOY], [(CENTRE, {1: 0.8}), (CENTRE, {3: 0.5})], [("cat", 0.8)], "the label fits better"),
+        ([TOY], [(CENTRE, {1: 0.5, 3: 0.8})], [], "one query for both"),
+        ([TOY], [(CENTRE, {1: 0.5}), (LEFT_TOP, {3: 0.8})], [("cat", 0.5)], "the toy is elsewhere"),
+        ([TOY, "dog"], [(CENTRE, {1: 0.5, 3: 0.6}), (CENTRE, {5: 0.8})], [("dog", 0.6)], "only its label"),
+        ([Label("cat", threshold=0.1, negative_prompts=("toy",))], [(CENTRE, {1: 0.15, 3: 0.2})], [], "weak"),
+        (
+            [TOY, "toy"],
+            [(CENTRE, {1: 0.5}), (CENTRE, {3: 0.8})],
+            [("toy", 0.8)],
+            "what is negative for one is a label by itself",
+        ),
+    ],
+)
+def test_negative_prompts(
+    prepared: Callable[..., Detector],
+    image: Image.Image,
+    labels: list[str | Label],
+    answer: list[object],
+    expected: list[tuple[str, float]],
+    why: str,
+) -> None:
+    found = prepared(answer)(image, labels=labels)
+    assert list(zip(found.labels, found.scores.tolist(), strict=True)) == [
+        (label, pytest.approx(score, abs=1e-6)) for label, score in expected
+    ], why
+    assert found.label_names == tuple(label if isinstance(label, str) else label.name for label in labels)
+
+
 def test_merging_across_chunks(prepared: Callable[..., Detector], image: Image.Image) -> None:
     aliases = ["cat", *(f"thing {number}" for number in range(100))]  # too many for one chunk
     detector = prepared([(CENTRE, {1: 0.5}), (LEFT_TOP, {1: 0.4})], [(CENTRE, {1: 0.8})])

@@ -42,6 +42,7 @@ def test_normalise(labels: Labels, expected: list[tuple[str, tuple[str, ...]]], 
         ([""], "nothing to look for"),
         (["cat", "  "], "nothing to look for"),
         (["..."], "nothing to look for"),
+        ([Label("cat", negative_prompts="!")], "label 'cat': there is nothing to look for in the prompt '!'"),
         ({"pet": ["cat", "?"]}, "label 'pet': there is nothing to look for in the prompt '?'"),
         ([3], "a label is a string or a Label, got 3"),
     ],
@@ -56,6 +57,14 @@ def test_thresholds_are_checked_and_united() -> None:
         Label("cat", threshold=35)
     assert normalise_labels([Label("a"), Label("a", threshold=0.2)])[0].threshold == 0.2
     assert normalise_labels([Label("a", threshold=0.1), Label("a", threshold=0.2)])[0].threshold == 0.1
+
+
+def test_negative_prompts_are_united() -> None:
+    (label,) = normalise_labels(
+        [Label("a", negative_prompts="toy"), Label("a", negative_prompts=("doll", "toy"))]
+    )
+    assert label.negative_prompts == ("toy", "doll")
+    assert label.prompts == ("a",)
 
 
 def test_digest_changes_with_the_question() -> None:
@@ -73,8 +82,10 @@ def test_digest_changes_with_the_question() -> None:
         prompt_digest([Label("cat", threshold=0.1), "dog"], 0.3),
         prompt_digest(["cat", "dog"], 0.3, tiling=True),
         prompt_digest(["cat dog"], 0.3),
+        prompt_digest([Label("cat", negative_prompts=("toy",)), "dog"], 0.3),
+        prompt_digest(["cat", Label("dog", negative_prompts=("toy",))], 0.3),
     }
-    assert len(others) == 8
+    assert len(others) == 10
     assert digest not in others
 
 
