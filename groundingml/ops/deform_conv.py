@@ -32,7 +32,7 @@ def modulated_deform_conv(
     Args:
         x: (B, C, H, W); weight: (O, C, Kh, Kw); bias: (O) or None.
         offsets: (B, 2K, Ho, Wo) in pixels of `x`: channel 2k moves tap k down, channel 2k + 1 to the right.
-        mask: (B, K, Ho, Wo) factor of each tap.
+        mask: (B, K, Ho, Wo) factor of each tap. Like `offsets` of x's dtype, or float32 beside 16 bits.
         stride, padding: as of a convolution; Ho and Wo follow from them.
 
     Returns:
@@ -91,6 +91,8 @@ def _locations(
 ) -> Tensor:
     """(B, Ho * Kh * Wo * Kw, 1, 1, 1, 2) where each tap looks, as (x, y) from 0 to 1 across the map."""
     batch, _, out_height, out_width = offsets.shape
+    if offsets.dtype in (torch.float16, torch.bfloat16):
+        offsets = offsets.float()  # bfloat16 knows no pixel positions above 256
     steps = [torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in (out_height, out_width)]
     taps = [torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in kernel]
     rows = (steps[0] * stride - padding)[:, None] + taps[0]  # (Ho, Kh)

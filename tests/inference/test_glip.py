@@ -113,3 +113,10 @@ def test_at_most_one_box_of_a_label_in_a_place(detector, photo):
     area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     iou = shared / (area[:, None] + area[None] - shared)
     assert iou.fill_diagonal_(0).max() < 0.65
+
+
+def test_low_precision_finds_much_the_same(detector, tokenizer, photo):
+    low = Detector(detector.model, tokenizer, device="cpu", dtype="bfloat16")
+    found = low(photo, labels=["cat"], threshold=0)
+    expected = detector(photo, labels=["cat"], threshold=0)
+    assert np.abs(found.scores[:5] - expected.scores[:5]).max() < 0.05

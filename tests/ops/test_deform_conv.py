@@ -109,9 +109,29 @@ def test_the_graph_compiles_whole():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near(dtype):
     x, weight, bias, offsets, mask = inputs()
-    found = modulated_deform_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), offsets, mask, 1, 1)
-    assert found.dtype == dtype
+    low = [tensor.to(dtype) for tensor in (x, weight, bias)]
     expected = modulated_deform_conv(x, weight, bias, offsets, mask, 1, 1)
+    for geometry in ((offsets, mask), (offsets.to(dtype), mask.to(dtype))):
+        found = modulated_deform_conv(*low, *geometry, 1, 1)
+        assert found.dtype == dtype
+        assert torch.allclose(found.float(), expected, atol=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_positions_are_exact_in_half_precision(dtype):
+    """Offsets of 16 bits are added to pixel positions that those cannot hold."""
+    x = torch.arange(700.0).reshape(1, 1, 1, 700) / 700
+    offsets, mask = torch.full((1, 2, 1, 700), 0.0), torch.ones(1, 1, 1, 700)
+    weight = torch.ones(1, 1, 1, 1)
+    found = modulated_deform_conv(x.to(dtype), weight.to(dtype), None, offsets.to(dtype), mask.to(dtype))
+    assert torch.allclose(found.float(), x, atol=0.004)
+
+
+def test_autocast():
+    x, weight, bias, offsets, mask = inputs()
+    expected = modulated_deform_conv(x, weight, bias, offsets, mask, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = modulated_deform_conv(x, weight, bias, offsets, mask.bfloat16(), 1, 1)
     assert torch.allclose(found.float(), expected, atol=0.15)
 
 
