@@ -18,7 +18,7 @@ def photo_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Key lists, captured requests and photo sets that cannot be redistributed; tests of them skip elsewhere."""
+    """Key lists, captured requests and photos that cannot be redistributed; tests of them skip elsewhere."""
     folder = Path(os.environ.get("GROUNDINGML_TEST_DATA", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder} (set GROUNDINGML_TEST_DATA to its folder)")
