@@ -8,6 +8,7 @@ import typer
 
 import groundingml
 from groundingml.cli.detect import detect
+from groundingml.cli.doctor import doctor
 from groundingml.cli.env import env
 from groundingml.cli.label import label
 from groundingml.cli.serve import serve
@@ -29,6 +30,8 @@ app = typer.Typer(
       groundingml serve                  [dim]# the Label Studio ML backend[/dim]
 
       groundingml label --project 7      [dim]# boxes for a whole Label Studio project[/dim]
+
+      groundingml doctor --project 7     [dim]# why are there no boxes?[/dim]
 
       groundingml env                    [dim]# what a bug report needs[/dim]
     """,
@@ -53,4 +56,5 @@ def _options(
 app.command()(detect)
 app.command()(serve)
 app.command()(label)
+app.command()(doctor)
 app.command()(env)

@@ -200,11 +200,11 @@ class LabelStudioApi:
         status = answer.status_code
         if status == 401:
             return "Label Studio did not accept the API key"
-        if status == 403:
-            return f"the user of this API key may not do this ({method} {path})"
         if answer.has_redirect_location:
             return f"{self.url} redirects to {urlsplit(answer.headers['Location']).netloc or 'another page'}"
         detail = _detail(answer)
+        if status == 403 and "reserved network address" not in detail:
+            return f"the user of this API key may not do this ({method} {path})"
         return f"Label Studio answered {method} {path} with status {status}{detail and f': {detail}'}"
 
 
