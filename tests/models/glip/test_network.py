@@ -46,13 +46,13 @@ def test_one_image_or_one_caption_serves_all_rows(model):
 
 @torch.no_grad()
 def test_sizes_come_from_the_mask_and_levels_from_the_padded_image(model):
-    mask = torch.zeros(1, 70, 90, dtype=torch.bool)
+    mask = torch.zeros(1, 70, 100, dtype=torch.bool)
     mask[:, :50, :80] = True
-    output = model(torch.randn(1, 3, 70, 90), mask, IDS[:1])
+    output = model(torch.randn(1, 3, 70, 100), mask, IDS[:1])
     assert output.image_sizes == ((50, 80),)
-    assert output.level_cells == (12 * 12, 6 * 6, 3 * 3, 2 * 2, 1)
+    assert output.level_cells == (12 * 16, 6 * 8, 3 * 4, 2 * 2, 1)
     assert output.anchors_xyxy.shape == (sum(output.level_cells), 4)
-    assert model.encode_image(torch.randn(1, 3, 70, 90)).image_sizes == ((70, 90),)
+    assert model.encode_image(torch.randn(1, 3, 70, 100)).image_sizes == ((70, 100),)
 
 
 @pytest.mark.parametrize(
