@@ -125,6 +125,7 @@ class Detector:
         caption: str | None = None,
         threshold: float | None = None,
         batch_size: int | None = None,
+        merge_iou: float = MERGE_IOU,
     ) -> Detections: ...
 
     @overload
@@ -135,6 +136,7 @@ class Detector:
         caption: str | None = None,
         threshold: float | None = None,
         batch_size: int | None = None,
+        merge_iou: float = MERGE_IOU,
     ) -> list[Detections]: ...
 
     def __call__(
@@ -144,12 +146,13 @@ class Detector:
         caption: str | None = None,
         threshold: float | None = None,
         batch_size: int | None = None,
+        merge_iou: float = MERGE_IOU,
     ) -> Detections | list[Detections]:
         """Detections of one image, or a list of them for a sequence of images.
 
         At most 300 boxes an image (of GLIP 100), best first. One object may come under several labels, each
         by its own score; boxes of one label found by several of its prompts are merged where they overlap by
-        0.7 or more.
+        ``merge_iou`` or more.
 
         Args:
             images: a path, encoded bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8 or
@@ -160,10 +163,11 @@ class Detector:
             threshold: least score, in 0..1; by default the model's. A label's own threshold takes precedence.
             batch_size: images of equal size computed together; by default 1 on a CPU, where more does not
                 pay, and 8 on a GPU.
+            merge_iou: overlap, in 0..1, from which on boxes of one label are one object.
 
         Raises:
             ValueError: neither or both of labels and caption, no labels, a label that is too long, a
-                threshold out of range.
+                threshold or merge_iou out of range.
             ImageError: an image cannot be read.
         """
         plan = self.plan(labels, caption)
@@ -172,13 +176,15 @@ class Detector:
             batch_size = 1 if self.device.type == "cpu" else 8
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= merge_iou <= 1:
+            raise ValueError(f"merge_iou must lie in 0..1, got {merge_iou}")
         many = _many_images(images)
         if many is None:
-            return self._detect([load_image(images)], plan, thresholds)[0]  # type: ignore[arg-type]
+            return self._detect([load_image(images)], plan, thresholds, merge_iou)[0]  # type: ignore[arg-type]
         found: list[Detections] = []
         for start in range(0, len(many), batch_size):
             batch = [load_image(image) for image in many[start : start + batch_size]]
-            found += self._detect_by_size(batch, plan, thresholds)
+            found += self._detect_by_size(batch, plan, thresholds, merge_iou)
         return found
 
     def plan(self, labels: Labels | None = None, caption: str | None = None) -> PromptPlan:
@@ -210,7 +216,7 @@ class Detector:
         return torch.tensor(values, device=self.device)
 
     def _detect_by_size(
-        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor
+        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor, merge_iou: float
     ) -> list[Detections]:
         """Detections in the order of the images; only those of equal size after the resize are computed
         together.
@@ -224,12 +230,14 @@ class Detector:
             groups.setdefault(size, []).append(place)
         found: dict[int, Detections] = {}
         for places in groups.values():
-            results = self._detect([images[place] for place in places], plan, thresholds)
+            results = self._detect([images[place] for place in places], plan, thresholds, merge_iou)
             found.update(zip(places, results, strict=True))
         return [found[place] for place in range(len(images))]
 
     @torch.inference_mode()
-    def _detect(self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor) -> list[Detections]:
+    def _detect(
+        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor, merge_iou: float
+    ) -> list[Detections]:
         batch = preprocess(images, self.config.image_size, self.config.image_mean, self.config.image_std)
         found: list[list[Candidates]] = [[] for _ in images]
         with self._precision():
@@ -241,7 +249,7 @@ class Detector:
                 for row, candidates in enumerate(found):
                     candidates.append(self._select(output, row, chunk, thresholds))
         return [
-            _to_detections(Candidates.concatenate(candidates), image, plan, self._most)
+            _to_detections(Candidates.concatenate(candidates), image, plan, self._most, merge_iou)
             for image, candidates in zip(images, found, strict=True)
         ]
 
@@ -316,14 +324,16 @@ def _many_images(images: object) -> list[ImageSource] | None:
     return list(images) if isinstance(images, Iterable) else None
 
 
-def _to_detections(candidates: Candidates, image: Image.Image, plan: PromptPlan, most: int) -> Detections:
+def _to_detections(
+    candidates: Candidates, image: Image.Image, plan: PromptPlan, most: int, merge_iou: float
+) -> Detections:
     width, height = image.size
     x, y, w, h = candidates.boxes_cxcywh.unbind(-1)
     boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)
     # The embedded boxes are relative to the image without padding, so its upright size is all that is needed.
     boxes = boxes.clamp(0, 1) * boxes.new_tensor([width, height, width, height])
     keep = keep_after_merge(
-        boxes, candidates.scores, candidates.label_ids, candidates.prompt_numbers, MERGE_IOU
+        boxes, candidates.scores, candidates.label_ids, candidates.prompt_numbers, merge_iou
     )
     sides = boxes[keep, 2:] - boxes[keep, :2]
     keep = keep[(sides >= _LEAST_SIDE).all(-1)]

@@ -22,7 +22,7 @@ from groundingml.labelstudio.auth import BasicAuth
 from groundingml.labelstudio.label_config import LabelConfig, LabelConfigError, parse_label_config
 from groundingml.labelstudio.predictor import Predictor, TaskError
 from groundingml.labelstudio.settings import Settings
-from groundingml.labelstudio.versions import ServedVersions, model_version
+from groundingml.labelstudio.versions import ConnectionParams, ServedVersions, model_version
 from groundingml.labelstudio.worker import ModelNotReady, ModelWorker
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
     worker = ModelWorker(settings.model, settings.device, detector)
     predictor = Predictor(settings, worker)
     served = ServedVersions()
+    connection_params = ConnectionParams()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +76,8 @@ def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
     @app.post("/setup")
     async def setup(request: Request) -> dict[str, str | None]:
         body = await _read_object(request, settings.max_body_bytes)
-        config = _read_config(body.get("schema"))
+        config = _read_config(body.get("schema"), body.get("extra_params"))
+        connection_params.set(body.get("project"), body.get("extra_params"))
         if worker.state == "failed":
             await worker.ready(0)  # raises, saying so
         version = current_version(config)
@@ -83,6 +85,8 @@ def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
         logger.info(
             "Set up for project %.40r with %d labels: version %s", body.get("project"), len(names), version
         )
+        if config.unsupported:
+            logger.info("Left to annotators, since only rectangles are predicted: %s", _listed(config))
         return {"model_version": version}
 
     @app.post("/predict")
@@ -90,7 +94,7 @@ def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
         started = time.monotonic()
         deadline = started + settings.predict_budget_s
         body = await _read_object(request, settings.max_body_bytes)
-        config = _read_config(body.get("label_config"))
+        config = _read_config(body.get("label_config"), connection_params.of(body.get("project")))
         tasks = body.get("tasks")
         if not isinstance(tasks, list):
             raise BadRequest('"tasks" must be a list.')
@@ -138,10 +142,15 @@ def _is_from_editor(tasks: list[Any], context: Any) -> bool:
     return bool(tasks) and all(isinstance(task, dict) and "drafts" in task for task in tasks)
 
 
-def _read_config(xml: Any) -> LabelConfig:
+def _listed(config: LabelConfig) -> str:
+    names = [name[:80] for name in config.unsupported]
+    return ", ".join(names[:10]) + (" and others" if len(names) > 10 else "")
+
+
+def _read_config(xml: Any, extra_params: Any) -> LabelConfig:
     if not isinstance(xml, str) or not xml.strip():
         raise BadRequest("The request has no label config.")
-    return parse_label_config(xml)
+    return parse_label_config(xml, extra_params)
 
 
 async def _read_object(request: Request, limit: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from groundingml.labelstudio.label_config import LabelConfig, LabelConfigError
 from groundingml.labelstudio.labelling_report import LabellingReport
 from groundingml.labelstudio.predictions import prediction, regions_from_detections
-from groundingml.labelstudio.predictor import detector_labels
+from groundingml.labelstudio.predictor import detector_labels, detector_options
 from groundingml.labelstudio.prompts import Query, query_for_labels
 from groundingml.labelstudio.versions import model_version
 
@@ -101,7 +101,7 @@ def label_folder(
     done = dict(_read_journal(work.journal, version, names))
     report = LabellingReport(version, total=len(names) - len(done), already=len(done))
     on_start(report.total)
-    wanted = detector_labels(query, detector.default_threshold)
+    wanted, options = detector_labels(query, detector.default_threshold), detector_options(query)
     with _open_journal(work.journal, version, done) as journal:
         for name, file in names.items():
             if name in done:
@@ -110,7 +110,7 @@ def label_folder(
                 break
             started = time.monotonic()
             try:
-                found = _found(detector(file, labels=wanted))
+                found = _found(detector(file, labels=wanted, **options))
                 stamp = _stamp(file)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 # ImageError, a prompt that is too long for a token limit, a GPU without enough memory
@@ -194,7 +194,11 @@ def _import_file(
         {
             "data": {query.image.key: url_prefix + quote(name)},
             "predictions": [
-                prediction(regions_from_detections(_detections(found), query, default_threshold), version)
+                prediction(
+                    regions_from_detections(_detections(found), query, default_threshold),
+                    version,
+                    query.options.task_score,
+                )
             ],
         }
         for name, found in done.items()

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from groundingml.labelstudio.config_options import TaskScore
 from groundingml.labelstudio.prompts import Query, Target
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ def regions_from_detections(
 ) -> list[dict[str, Any]]:
     """Label Studio regions for one image's detections, best first.
 
+    A box on a `RectangleLabels` is one of them; a box on `Labels` with a `Rectangle` is two with one id, the
+    rectangle and its label, as the editor itself writes it.
+
     Args:
         detections: boxes in pixels of the upright image, labelled with the names of ``query``'s wanted
             things.
         query: what had been asked for.
-        default_threshold: of controls that set none.
+        default_threshold: of labels and controls that set none.
     """
     height, width = (int(side) for side in detections.image_size)
     targets = {wanted.name: wanted.targets for wanted in query.wanted}
@@ -42,16 +46,42 @@ def regions_from_detections(
             continue
         clipped_score = min(max(float(score), 0.0), 1.0)
         for target in targets[name]:
-            threshold = default_threshold if target.control.threshold is None else target.control.threshold
+            threshold = default_threshold if target.threshold is None else target.threshold
             if clipped_score >= threshold:
-                regions.append(_region(dict(value), clipped_score, name, target, width, height))
+                regions += _regions(value, clipped_score, target, width, height)
     return sorted(regions, key=lambda region: -region["score"])
 
 
-def prediction(regions: Sequence[dict[str, Any]], model_version: str) -> dict[str, Any]:
-    """The item for one task. Its score is the mean of its regions' scores, 0 when there are none."""
-    score = sum(region["score"] for region in regions) / len(regions) if regions else 0.0
+def prediction(
+    regions: Sequence[dict[str, Any]], model_version: str, task_score: TaskScore | None = None
+) -> dict[str, Any]:
+    """The item for one task.
+
+    Args:
+        task_score: how its score comes from those of its regions: their "mean" (the default), their "min", or
+            their "uncertainty", the mean of ``1 - |2 * score - 1|``, which is 1 when the model is torn about
+            every box and 0 when it is sure of all. Without regions it is 0.
+    """
+    scores = list({region["id"]: float(region["score"]) for region in regions}.values())
+    if not scores:
+        score = 0.0
+    elif task_score == "min":
+        score = min(scores)
+    elif task_score == "uncertainty":
+        score = sum(1 - abs(2 * value - 1) for value in scores) / len(scores)
+    else:
+        score = sum(scores) / len(scores)
     return {"result": list(regions), "score": score, "model_version": model_version}
+
+
+def labels_of(regions: Iterable[dict[str, Any]]) -> list[str]:
+    """The labels in a prediction's ``result``, one for each labelled box."""
+    return [
+        label
+        for region in regions
+        for kind in ("rectanglelabels", "labels")
+        for label in region["value"].get(kind, ())
+    ]
 
 
 def failed_prediction(reason: str, model_version: str) -> dict[str, Any]:
@@ -77,23 +107,28 @@ def _percent_box(box_xyxy: Sequence[float], width: int, height: int) -> dict[str
     }
 
 
-def _region(
-    value: dict[str, Any], score: float, name: str, target: Target, width: int, height: int
-) -> dict[str, Any]:
+def _regions(
+    box: dict[str, Any], score: float, target: Target, width: int, height: int
+) -> list[dict[str, Any]]:
+    control = target.control
+    labels = [] if target.label is None else [target.label]
     region: dict[str, Any] = {
         "id": uuid.uuid4().hex,
-        "from_name": target.control.name,
-        "to_name": target.control.image.name,
-        "type": "rectanglelabels",
+        "to_name": control.image.name,
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
         "score": score,
-        "value": value,
     }
-    if target.label is None:
-        value["rectanglelabels"] = []
-        region["meta"] = {"text": [name]}
-    else:
-        value["rectanglelabels"] = [target.label]
-    return region
+    if target.phrase is not None:
+        region["meta"] = {"text": [target.phrase]}
+    if control.rectangle is None:
+        value = {**box, "rectanglelabels": labels}
+        return [{**region, "from_name": control.name, "type": "rectanglelabels", "value": value}]
+    drawn = {**region, "from_name": control.rectangle, "type": "rectangle", "value": dict(box)}
+    if not labels:
+        return [drawn]
+    return [
+        drawn,
+        {**region, "from_name": control.name, "type": "labels", "value": {**box, "labels": labels}},
+    ]

@@ -71,7 +71,8 @@ class Predictor:
             async with window:
                 if is_abandoned():
                     return failed_prediction("nobody waits for the answer any more", version)
-                return await _item_or_failure(task, version, deadline, self._predict_labels(task, config))
+                regions = self._predict_labels(task, config)
+                return await _item_or_failure(task, config, version, deadline, regions)
 
         return await asyncio.gather(*(predict(task) for task in tasks))
 
@@ -89,7 +90,7 @@ class Predictor:
         if newest is None or not phrases or newest[0].image not in config.images:
             return prediction([], version)
         regions = self._predict_phrases(task, config, newest[0].image, phrases)
-        item = await _item_or_failure(task, version, deadline, regions)
+        item = await _item_or_failure(task, config, version, deadline, regions)
         if "result" not in item:
             raise TaskError(item["error"])
         return item
@@ -127,16 +128,22 @@ class Predictor:
         )
         default_threshold = (await self._worker.ready(0)).default_threshold
         async with turn:
-            detections = await self._worker.detect(picture, detector_labels(query, default_threshold))
+            labels = detector_labels(query, default_threshold)
+            detections = await self._worker.detect(picture, labels, **detector_options(query))
         return regions_from_detections(detections, query, default_threshold)
 
 
 async def _item_or_failure(
-    task: Any, version: str, deadline: float, regions: Awaitable[list[dict[str, Any]]]
+    task: Any,
+    config: LabelConfig,
+    version: str,
+    deadline: float,
+    regions: Awaitable[list[dict[str, Any]]],
 ) -> dict[str, Any]:
     task_id = task.get("id") if isinstance(task, dict) else None
     try:
-        return prediction(await asyncio.wait_for(regions, deadline - time.monotonic()), version)
+        found = await asyncio.wait_for(regions, deadline - time.monotonic())
+        return prediction(found, version, config.options.task_score)
     except (FetchError, LabelConfigError, PromptError, TaskError) as error:
         reason = str(error)
     except asyncio.TimeoutError:
@@ -160,7 +167,13 @@ def detector_labels(query: Query, default_threshold: float) -> list[Label]:
     thresholds."""
     labels = []
     for wanted in query.wanted:
-        thresholds = (target.control.threshold for target in wanted.targets)
+        thresholds = (target.threshold for target in wanted.targets)
         lowest = min(default_threshold if threshold is None else threshold for threshold in thresholds)
-        labels.append(Label(wanted.name, prompts=wanted.prompts, threshold=lowest))
+        labels.append(Label(wanted.name, wanted.prompts, lowest, wanted.negative_prompts))
     return labels
+
+
+def detector_options(query: Query) -> dict[str, Any]:
+    """Keyword arguments for the detector, beside the labels: those options that are set."""
+    options = {"merge_iou": query.options.merge_iou}
+    return {name: value for name, value in options.items() if value is not None}

@@ -20,6 +20,7 @@ from groundingml.labelstudio import task_filters
 from groundingml.labelstudio.api_client import ApiError, LabelStudioApi, Refused, Unavailable
 from groundingml.labelstudio.label_config import LabelConfig
 from groundingml.labelstudio.labelling_report import LabellingReport
+from groundingml.labelstudio.predictions import labels_of
 from groundingml.labelstudio.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ class ProjectLabelling:
         for task in stored:
             one = pending.pop(task["id"], None)
             if one is not None:
-                self.report.add(_name(one.task), _labels(one.item), one.seconds)
+                self.report.add(_name(one.task), labels_of(one.item["result"]), one.seconds)
 
     def _remove_duplicates(self) -> None:
         """A request that timed out may have been carried out late, after its batch was stored again."""
@@ -239,7 +240,3 @@ class ProjectLabelling:
 
 def _name(task: int) -> str:
     return f"task {task}"
-
-
-def _labels(item: dict[str, Any]) -> list[str]:
-    return [label for region in item["result"] for label in region["value"]["rectanglelabels"]]

@@ -8,7 +8,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,15 +74,16 @@ class ModelWorker:
             raise ModelNotReady("The model could not be loaded; the server's log says why.")
         return self._detector
 
-    async def detect(self, image: Image.Image, labels: Sequence[Label]) -> Detections:
-        """Run the detector on one image, after the images that were asked for before.
+    async def detect(self, image: Image.Image, labels: Sequence[Label], **options: Any) -> Detections:
+        """Run the detector on one image, after the images that were asked for before. ``options`` go to the
+        detector as they are.
 
         Raises:
             ModelNotReady: when there is no detector yet.
         """
         detector = await self.ready(0)
         return await asyncio.get_running_loop().run_in_executor(
-            self._executor, lambda: detector(image, labels=labels)
+            self._executor, lambda: detector(image, labels=labels, **options)
         )
 
     def close(self) -> None:

@@ -172,6 +172,14 @@ def test_merging_of_aliases(
     ], why
 
 
+def test_the_caller_chooses_the_overlap_for_merging(
+    prepared: Callable[..., Detector], image: Image.Image
+) -> None:
+    detector = prepared([(CENTRE, {1: 0.5}), ((0.5, 0.5, 0.2, 0.24), {3: 0.8})])  # IoU 0.6
+    assert len(detector(image, labels={"pet": ["cat", "dog"]})) == 2
+    assert len(detector(image, labels={"pet": ["cat", "dog"]}, merge_iou=0.5)) == 1
+
+
 TOY = Label("cat", negative_prompts=("toy",))
 
 
@@ -342,6 +350,7 @@ def test_a_phrase_that_occurs_twice_is_one_label(
         ({"caption": ["a cat"]}, "must be one string"),
         ({"labels": ["cat"], "threshold": 35}, "threshold must lie in 0..1, got 35"),
         ({"labels": ["cat"], "threshold": float("nan")}, "threshold must lie in 0..1"),
+        ({"labels": ["cat"], "merge_iou": 7}, "merge_iou must lie in 0..1, got 7"),
         ({"labels": ["cat"], "batch_size": -1}, "batch_size must be at least 1"),
         ({"labels": ["cat"], "batch_size": 0}, "batch_size must be at least 1"),
     ],

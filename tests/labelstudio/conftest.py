@@ -44,10 +44,12 @@ class KnownDetector:
         self.default_threshold = 0.3
         self.asked: list[list[Label]] = []
         self.sizes: list[tuple[int, int]] = []
+        self.options: list[dict[str, Any]] = []
         self.before: Callable[[Image.Image], None] = lambda image: None
 
-    def __call__(self, image: Image.Image, labels: Sequence[Label]) -> Detections:
+    def __call__(self, image: Image.Image, labels: Sequence[Label], **options: Any) -> Detections:
         self.asked.append(list(labels))
+        self.options.append(options)
         self.sizes.append(image.size)
         self.before(image)
         rows = [

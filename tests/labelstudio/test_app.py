@@ -205,6 +205,17 @@ def test_the_version_changes_with_what_changes_predictions(
         config_xml.replace(' model_score_threshold="0.25"', ""),
         config_xml.replace('value="$image"', 'value="$picture"'),
         config_xml.replace('name="label"', 'name="box"'),
+        config_xml.replace('value="Cat"', 'value="Cat" prompt="fluffy cat"'),
+        config_xml.replace('value="Cat"', 'value="Cat" score_threshold="0.5"'),
+        config_xml.replace('value="Cat"', 'value="Cat" negative_prompts="toy"'),
+        config_xml.replace('value="Dog"', 'value="Dog" negative_prompts="toy"'),
+        config_xml.replace('name="label"', 'name="label" negative_prompts="toy"'),
+        config_xml.replace('name="label"', 'name="label" unmatched="Dog"').replace("dog,puppy", ""),
+        config_xml.replace('name="label"', "name='label' extra_params='{\"merge_iou\": 0.5}'"),
+        config_xml.replace('name="label"', "name='label' extra_params='{\"task_score\": \"min\"}'"),
+        config_xml.replace("RectangleLabels", "Labels").replace(
+            "</View>", '<Rectangle name="r" toName="image"/></View>'
+        ),
     ]
     assert len({first, *map(version, changed)}) == len(changed) + 1
     looks = config_xml.replace("<View>", '<View style="color: red">').replace('rows="1"', 'rows="3"')
@@ -225,6 +236,44 @@ def test_a_config_that_cannot_be_used_is_refused_by_name(
     ):
         assert answer.status_code == 422
         assert "<BrushLabels>" in answer.json()["error"]
+
+
+def test_extra_params_of_the_connection(
+    backend: httpx.Client, cat: str, predict_body: Body, config_xml: str, detector: Any
+) -> None:
+    xml = config_xml.replace(' model_score_threshold="0.25"', "")
+    setup = {"schema": xml, "project": "1.1795417412"}
+
+    def version(extra_params: Any, **changes: Any) -> str:
+        answer = backend.post("/setup", json={**setup, "extra_params": extra_params, **changes})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["model_version"])
+
+    plain = version(None)
+    options = '{"threshold": 0.5, "merge_iou": 0.4, "negative_prompts": ["toy"], "task_score": "min"}'
+    chosen = version(options)
+    version(None, project="2.1795417413")  # another project's connection
+    assert chosen != plain
+    answer = backend.post("/predict", json=predict_body(cat, config=xml)).json()
+    assert answer["model_version"] == chosen
+    assert [label.threshold for label in detector.asked[-1]] == [0.5, 0.5]
+    assert [label.negative_prompts for label in detector.asked[-1]] == [("toy",), ("toy",)]
+    assert detector.options[-1] == {"merge_iou": 0.4}
+    assert answer["results"][0]["score"] == pytest.approx(0.9), "puppy's 0.4 is below 0.5"
+    assert version("") == plain
+    assert backend.post("/predict", json=predict_body(cat, config=xml)).json()["model_version"] == plain
+    answer = backend.post("/setup", json={**setup, "extra_params": '{"treshold": 0.5}'})
+    assert (answer.status_code, '"treshold" is unknown' in answer.json()["error"]) == (422, True)
+
+
+def test_controls_left_to_annotators_are_logged(
+    backend: httpx.Client, config_xml: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    brush = '<BrushLabels name="b" toName="image"><Label value="x"/></BrushLabels></View>'
+    with caplog.at_level(logging.INFO):
+        answer = backend.post("/setup", json={"schema": config_xml.replace("</View>", brush)})
+    assert answer.status_code == 200
+    assert any("rectangles are predicted: <BrushLabels" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize(

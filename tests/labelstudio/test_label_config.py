@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from groundingml.labelstudio.label_config import LabelConfigError, parse_label_config
+from groundingml.labelstudio.label_config import (
+    ConfigLabel,
+    LabelConfigError,
+    RectangleControl,
+    parse_label_config,
+)
 
 
 def wrap(inner: str, image: str = '<Image name="image" value="$image"/>') -> str:
@@ -86,6 +91,96 @@ def test_labels_that_come_with_the_task() -> None:
         control.labels_of({"names": [{"colour": "red"}]})
 
 
+def label_of(attributes: str, control: str = "") -> ConfigLabel:
+    xml = wrap(f'<RectangleLabels name="l" toName="image" {control}><Label {attributes}/></RectangleLabels>')
+    (label,) = parse_label_config(xml).controls[0].labels
+    return label
+
+
+@pytest.mark.parametrize(
+    ("attributes", "prompts", "why"),
+    [
+        (
+            'value="Cat" prompt="fluffy, small cat" predicted_values="cat"',
+            ("fluffy, small cat",),
+            "prompt first",
+        ),
+        ('value="Cat" prompt="" predicted_values="cat,kitten"', ("cat", "kitten"), "then predicted_values"),
+        ('value="Cat" alias="c"', ("Cat",), "else the name, not the alias"),
+    ],
+)
+def test_what_a_label_is_looked_for_by(attributes: str, prompts: tuple[str, ...], why: str) -> None:
+    assert label_of(attributes).prompts == prompts, why
+
+
+def test_attributes_of_a_label() -> None:
+    label = label_of('value="Cat" score_threshold="0.6" negative_prompts="toy cat, statue"')
+    assert label.threshold == 0.6
+    assert label.negative_prompts == ("toy cat", "statue")
+    assert label_of('value="Cat"').threshold is None
+
+
+def test_a_rectangle_with_labels_beside_it() -> None:
+    xml = wrap(
+        """<Labels name="what" toName="image"><Label value="Cat"/></Labels>
+        <Rectangle name="box" toName="image" smart="true"/>
+        <RectangleLabels name="more" toName="image"><Label value="Dog"/></RectangleLabels>
+        <Text name="text" value="$text"/>
+        <Labels name="words" toName="text"><Label value="Noun"/></Labels>"""
+    )
+    controls = parse_label_config(xml).controls
+    assert [(control.name, control.rectangle) for control in controls] == [("what", "box"), ("more", None)]
+
+
+@pytest.mark.parametrize(
+    ("inner", "controls"),
+    [
+        (CAT + CAT.replace('"label"', '"b" model_skip="true"'), ["label"]),
+        (CAT + CAT.replace('"label"', '"b" model_skip="false"'), ["label", "b"]),
+        (
+            CAT
+            + '<Labels name="w" toName="image"><Label value="x"/></Labels>'
+            + '<Rectangle name="r" toName="image" model_skip="true"/>',
+            ["label"],
+        ),
+    ],
+)
+def test_controls_that_are_skipped(inner: str, controls: list[str]) -> None:
+    assert [control.name for control in parse_label_config(wrap(inner)).controls] == controls
+
+
+def test_a_skipped_text_area_is_no_prompt_box_nor_is_the_one_for_the_threshold() -> None:
+    xml = wrap(
+        CAT
+        + '<TextArea name="a" toName="image" smart="true" model_skip="true"/>'
+        + '<TextArea name="box_threshold" toName="image" smart="true"/>'
+        + '<TextArea name="c" toName="image" smart="true"/>'
+    )
+    assert [prompt.name for prompt in parse_label_config(xml).prompts] == ["c"]
+
+
+def test_shapes_that_cannot_be_predicted_are_named() -> None:
+    polygon = '<PolygonLabels name="p" toName="image"><Label value="a"/></PolygonLabels>'
+    assert parse_label_config(wrap(CAT + polygon)).unsupported == ('<PolygonLabels name="p">',)
+
+
+def test_the_label_for_what_matches_no_label() -> None:
+    def control(labels: str, unmatched: str) -> RectangleControl:
+        tag = f'<RectangleLabels name="l" toName="image" unmatched="{unmatched}">{labels}</RectangleLabels>'
+        return parse_label_config(wrap(tag)).controls[0]
+
+    labels = '<Label value="Cat"/><Label value="Other" alias="o"/>'
+    found = control(labels, "Other")
+    assert found.unmatched == "o", "the name that results hold"
+    assert [label.is_searched for label in found.labels] == [True, False]
+    found = control(labels.replace('alias="o"', 'prompt="thing"'), "Other")
+    assert [label.is_searched for label in found.labels] == [True, True], "it says what it looks like"
+    with pytest.raises(
+        LabelConfigError, match=r'unmatched="Rest", which is none of its labels \(Cat, Other\)'
+    ):
+        control(labels, "Rest")
+
+
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
@@ -95,7 +190,7 @@ def test_labels_that_come_with_the_task() -> None:
         ('<!DOCTYPE View SYSTEM "http://127.0.0.1/x.dtd">' + wrap(CAT), "DOCTYPE or entities"),
         (
             wrap('<PolygonLabels name="p" toName="image"><Label value="a"/></PolygonLabels>'),
-            r"no <RectangleLabels> control \(it has <PolygonLabels>\)",
+            r"no <RectangleLabels>, and no <Labels> .* \(it has <PolygonLabels>\)",
         ),
         (wrap(""), "it has no control at all"),
         (wrap(CAT, image='<Video name="image" value="$v"/>'), "points at a <Video>"),
@@ -113,6 +208,21 @@ def test_labels_that_come_with_the_task() -> None:
             "cannot be looked for",
         ),
         (wrap(CAT + CAT), "share one name: label"),
+        (wrap('<Labels name="l" toName="image"><Label value="a"/></Labels>'), r"\(it has <Labels>\)"),
+        (
+            wrap(CAT.replace('"label"', '"b" model_skip="true"')),
+            'model_skip="true" \\(<RectangleLabels name="b">',
+        ),
+        (
+            wrap(CAT.replace('"Cat"', '"Cat" score_threshold="2"')),
+            '<Label value="Cat"> has score_threshold="2"',
+        ),
+        (wrap(CAT.replace('"Cat"', '"Cat" negative_prompts="toy,?"')), "negative_prompts need a letter"),
+        (wrap(CAT.replace('"label"', '"label" negative_prompts="?"')), "each of its negative_prompts"),
+        (
+            wrap(CAT.replace('"label"', '"label" extra_params="x"')),
+            'extra_params of <RectangleLabels name="label">',
+        ),
         (wrap(CAT.replace(">", ' model_score_threshold="high">', 1)), "must be a number from 0 to 1"),
         (wrap(CAT.replace(">", ' model_score_threshold="1.5">', 1)), "must be a number from 0 to 1"),
         (wrap(CAT.replace(">", ' model_score_threshold="nan">', 1)), "must be a number from 0 to 1"),

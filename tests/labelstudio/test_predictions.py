@@ -10,7 +10,12 @@ import pytest
 
 from groundingml.inference import Detections
 from groundingml.labelstudio.label_config import parse_label_config
-from groundingml.labelstudio.predictions import failed_prediction, prediction, regions_from_detections
+from groundingml.labelstudio.predictions import (
+    failed_prediction,
+    labels_of,
+    prediction,
+    regions_from_detections,
+)
 from groundingml.labelstudio.prompts import Query, query_for_labels, query_for_text
 
 
@@ -118,6 +123,63 @@ def test_each_control_keeps_its_own_threshold() -> None:
     query = query_for_labels(config, config.images[0], {})
     found = regions(query, [[0, 0, 9, 9]] * 3, [0.2, 0.4, 0.6], ["Cat"] * 3)
     assert sorted(region["from_name"] for region in found) == ["a", "a", "a", "b", "c", "c"]
+
+
+def test_a_label_keeps_its_own_threshold() -> None:
+    xml = """<View><Image name="i" value="$image"/>
+      <RectangleLabels name="a" toName="i" model_score_threshold="0.1">
+        <Label value="Cat" score_threshold="0.5"/><Label value="Dog"/></RectangleLabels></View>"""
+    config = parse_label_config(xml)
+    query = query_for_labels(config, config.images[0], {})
+    found = regions(query, [[0, 0, 9, 9]] * 3, [0.4, 0.6, 0.2], ["Cat", "Cat", "Dog"])
+    assert [round(region["score"], 3) for region in found] == [0.6, 0.2]
+
+
+PAIR = """<View><Image name="i" value="$image"/>
+  <Labels name="what" toName="i" unmatched="{unmatched}"><Label value="Cat"/><Label value="Other"/></Labels>
+  <Rectangle name="box" toName="i"/></View>"""
+
+
+def test_a_rectangle_with_labels_is_two_results_with_one_id() -> None:
+    config = parse_label_config(PAIR.format(unmatched=""))
+    query = query_for_labels(config, config.images[0], {})
+    found = regions(query, [[20, 40, 120, 240], [0, 0, 20, 40]], [0.5, 0.9], ["Cat", "Cat"])
+    assert [(r["from_name"], r["type"]) for r in found] == [("box", "rectangle"), ("what", "labels")] * 2
+    best_box, best_label, box, label = found
+    assert best_box["id"] == best_label["id"] != box["id"] == label["id"]
+    geometry = {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 0}
+    assert box["value"] == geometry
+    assert label["value"] == {**geometry, "labels": ["Cat"]}
+    assert labels_of(found) == ["Cat", "Cat"]
+    assert prediction(found, "v")["score"] == pytest.approx(0.7), "each box counts once"
+
+
+@pytest.mark.parametrize(("unmatched", "kinds"), [("", ["rectangle"]), ("Other", ["rectangle", "labels"])])
+def test_a_typed_phrase_on_a_rectangle_with_labels(unmatched: str, kinds: list[str]) -> None:
+    config = parse_label_config(PAIR.format(unmatched=unmatched))
+    query = query_for_text(config, config.images[0], ["red ball"], {})
+    found = regions(query, [[0, 0, 9, 9]], [0.9], ["red ball"])
+    assert [region["type"] for region in found] == kinds
+    assert all(region["meta"] == {"text": ["red ball"]} for region in found)
+    assert labels_of(found) == [unmatched][: len(kinds) - 1]
+
+
+@pytest.mark.parametrize(
+    ("task_score", "scores", "expected"),
+    [
+        (None, [0.9, 0.6, 0.3], 0.6),
+        ("mean", [0.9, 0.6, 0.3], 0.6),
+        ("min", [0.9, 0.6, 0.3], 0.3),
+        ("uncertainty", [0.5], 1.0),
+        ("uncertainty", [0.9, 0.5], 0.6),
+        ("uncertainty", [1.0], 0.0),
+        ("min", [], 0.0),
+        ("uncertainty", [], 0.0),
+    ],
+)
+def test_task_scores(query: Query, task_score: Any, scores: list[float], expected: float) -> None:
+    found = regions(query, [[0, 0, 9, 9]] * len(scores), scores, ["Cat"] * len(scores))
+    assert prediction(found, "v", task_score)["score"] == pytest.approx(expected)
 
 
 def test_a_failed_task_has_no_result() -> None:

@@ -59,6 +59,43 @@ def test_typed_phrases_become_labels(config: LabelConfig, phrases: list[str], ex
     assert asked(query_for_text(config, config.images[0], phrases, {})) == expected
 
 
+def test_a_label_keeps_its_other_names_beside_a_prompt(config_xml: str) -> None:
+    xml = config_xml.replace('value="Cat"', 'value="Cat" prompt="fluffy cat"')
+    config = parse_label_config(xml)
+    for phrase, prompts in (
+        ("Cat", ("fluffy cat",)),
+        ("kitten", ("kitten",)),
+        ("fluffy cat", ("fluffy cat",)),
+    ):
+        query = query_for_text(config, config.images[0], [phrase], {})
+        assert asked(query) == [("Cat", prompts, ["Cat"])]
+
+
+def test_phrases_that_match_no_label_get_the_label_for_them() -> None:
+    xml = """<View><Image name="i" value="$image"/>
+      <RectangleLabels name="a" toName="i"><Label value="Cat"/></RectangleLabels>
+      <RectangleLabels name="b" toName="i" unmatched="Other" model_score_threshold="0.4">
+        <Label value="Other"/><Label value="Dog"/></RectangleLabels></View>"""
+    config = parse_label_config(xml)
+    (wanted,) = query_for_text(config, config.images[0], ["sofa"], {}).wanted
+    (target,) = wanted.targets
+    assert (wanted.prompts, target.control.name, target.label) == (("sofa",), "b", "Other")
+    assert (target.phrase, target.threshold) == ("sofa", 0.4)
+    names = [wanted.name for wanted in query_for_labels(config, config.images[0], {}).wanted]
+    assert names == ["Cat", "Dog"], "Other looks like nothing"
+
+
+def test_thresholds_and_negative_prompts_of_labels_and_controls() -> None:
+    xml = """<View><Image name="i" value="$image"/>
+      <RectangleLabels name="a" toName="i" model_score_threshold="0.3" negative_prompts="drawing">
+        <Label value="Cat" score_threshold="0.6" negative_prompts="toy cat"/><Label value="Dog"/>
+      </RectangleLabels></View>"""
+    config = parse_label_config(xml)
+    cat, dog = query_for_labels(config, config.images[0], {}).wanted
+    assert (cat.targets[0].threshold, cat.negative_prompts) == (0.6, ("drawing", "toy cat"))
+    assert (dog.targets[0].threshold, dog.negative_prompts) == (0.3, ("drawing",))
+
+
 def test_a_name_in_two_controls_is_looked_for_once() -> None:
     xml = """<View><Image name="i" value="$image"/>
       <RectangleLabels name="a" toName="i"><Label value="Cat" predicted_values="cat"/></RectangleLabels>
