@@ -1,0 +1,151 @@
+"""Writes benchmarks/README.md and its plots from what the other scripts left in benchmarks/results/.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import embedded_model
+import end_to_end_tables
+import matplotlib
+import ops
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results"
+Document = dict[str, Any]
+
+INTRODUCTION = """# What was measured
+
+Written by `benchmarks/report.py` from `benchmarks/results/`; do not edit. `make bench` measures again on
+your machine.
+
+Machines are shared and their clocks vary, so claims are **ratios**: the contestants take turns within one
+run, and what counts is the process CPU time, medians with their spread. Wall time stands beside it.
+"""
+
+
+def main() -> None:
+    sections: dict[str, Callable[[Document], str]] = {
+        "ops.json": op,
+        "end_to_end.json": end_to_end,
+        "embedded_model.json": nano,
+    }
+    parts = [INTRODUCTION]
+    for name, render in sections.items():
+        path = RESULTS / name
+        if path.is_file():
+            parts.append(render(json.loads(path.read_text("utf-8"))))
+    gpu = RESULTS / "gpu.md"
+    parts.append(
+        gpu.read_text("utf-8")
+        if gpu.is_file()
+        else "## On a GPU\n\nNot measured yet. `bash benchmarks/gpu.sh` builds, tests and measures on a "
+        "machine with one, without network, and leaves its table here."
+    )
+    (FOLDER / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n", "utf-8")
+    print(f"written: {FOLDER / 'README.md'}")
+
+
+def op(document: Document) -> str:
+    """The op: how many times faster than each peer, as bars, and the whole table."""
+    rows = [ops.Row(**row) for row in document["rows"]]
+    plot_op(rows)
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    one_thread = [row for row in rows if row.threads == 1]
+    more = [row for row in rows if row.threads > 1]
+    parts = [
+        "## The op: multi-scale deformable attention on a CPU",
+        "`benchmarks/ops.py`. Shapes of Grounding DINO at 800x1333: the encoder has 22,223 queries, "
+        "the decoder 900; 8 heads of 32 channels, 4 levels, 4 points, float32.",
+        f"{machine['processor']}, {machine['processors']} processors, load average "
+        f"{machine['load_average'][0]:.1f}; {versions}; {document['date'][:10]}",
+        "![times faster than the peers](results/ops.png)",
+        ops.table(one_thread, lambda row: row.cpu_ms, "One thread, process CPU time"),
+    ]
+    if more:
+        parts.append(ops.table(more, lambda row: row.wall_ms, "All threads, wall time"))
+    return "\n\n".join(parts)
+
+
+def plot_op(rows: list[ops.Row]) -> None:
+    """Times faster than each peer at batch 1 on one thread, a bar for each instruction set."""
+    cases = [(shape, mode) for shape in ("encoder", "decoder") for mode in ("forward", "forward+backward")]
+    chosen = [row for row in rows if row.batch == 1 and row.threads == 1]
+    ours = list(dict.fromkeys(row.contestant for row in chosen if row.contestant.startswith("groundingml")))
+    figure, axes = pyplot.subplots(1, len(ops.PEERS), figsize=(11, 3.6))
+    for axis, peer in zip(axes, ops.PEERS, strict=True):
+        for number, contestant in enumerate(ours):
+            times = {(row.shape, row.mode, row.contestant): row.cpu_ms for row in chosen}
+            ratios = [times.get((*case, peer), 0) / times[(*case, contestant)] for case in cases]
+            places = [index + (number - (len(ours) - 1) / 2) * 0.27 for index in range(len(cases))]
+            bars = axis.bar(places, ratios, width=0.25, label=contestant)
+            axis.bar_label(bars, fmt="%.1f", fontsize=8)
+        axis.set_xticks(range(len(cases)), [f"{shape}\n{mode}" for shape, mode in cases], fontsize=8)
+        axis.set_title(f"times faster than {peer}", fontsize=10)
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].legend(fontsize=8, frameon=False)
+    save(figure, "ops.png")
+
+
+def end_to_end(document: Document) -> str:
+    """The whole network, memory, preprocessing, start, many labels."""
+    plot_network(document["sections"].get("network", {}).get("rows", []))
+    text = end_to_end_tables.tables(document).replace("\n## ", "\n### ").removeprefix("# ")
+    title, _, rest = text.partition("\n")
+    picture = "![seconds of CPU time for an image](results/end_to_end.png)"
+    return f"## {title}\n\n`benchmarks/end_to_end.py`, Grounding DINO tiny, batch 1.\n\n{picture}\n{rest}"
+
+
+def plot_network(rows: list[Document]) -> None:
+    """CPU seconds for an image, by size and allocator."""
+    if not rows:
+        return
+    figure, axis = pyplot.subplots(figsize=(7.5, 3.4))
+    names = list(dict.fromkeys(name for row in rows for name in row["times"]))
+    for number, name in enumerate(names):
+        seconds = [row["times"].get(name, {}).get("cpu_s", 0) for row in rows]
+        places = [index + (number - (len(names) - 1) / 2) * 0.8 / len(names) for index in range(len(rows))]
+        bars = axis.bar(places, seconds, width=0.75 / len(names), label=name)
+        axis.bar_label(bars, fmt="%.1f", fontsize=8)
+    axis.set_xticks(
+        range(len(rows)), [f"{row['size']}\n{row['allocator']} allocator" for row in rows], fontsize=8
+    )
+    axis.set_ylabel("CPU seconds for an image")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    save(figure, "end_to_end.png")
+
+
+def nano(document: Document) -> str:
+    """The embedded model's accuracy."""
+    return "\n\n".join(
+        [
+            "## The embedded model",
+            "`benchmarks/embedded_model.py` on 128 photos of COCO train2017, all names of a set asked at "
+            "once, no suppression beyond the model's own. Its backbone was trained on COCO train2017, so "
+            "these are **no zero-shot numbers**; the project's own training never saw these photos. The [model "
+            "card](../groundingml/embedded/nano/MODEL_CARD.md) says what it knows and what it does not.",
+            f"{document['device']}; checkpoint {document['digest']}",
+            embedded_model.table(document),
+        ]
+    )
+
+
+def save(figure: Any, name: str) -> None:
+    figure.tight_layout()
+    figure.savefig(RESULTS / name, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
