@@ -33,7 +33,7 @@ $(VENV)/bin/python:
 
 $(INSTALLED): $(BUILD_INPUTS) | $(VENV)/bin/python
 	@rm -f $(VENV)/.installed-* $(VENV)/.with-*
-	$(PIP) install --quiet --upgrade '$(TORCH)' 'setuptools>=77' wheel ninja 'pybind11>=2.12'
+	$(PIP) install --quiet '$(TORCH)' 'setuptools>=77' wheel ninja 'pybind11>=2.12'
 	$(PIP) install --quiet --no-build-isolation --editable '.[serve]'
 	@touch $@
 
@@ -68,7 +68,7 @@ $(VENV)/.with-peers: $(VENV)/.with-bench
 	-$(PIP) install --quiet --no-build-isolation --no-deps --no-binary torch-ms-deform-attn torch-ms-deform-attn==0.1.1
 	@touch $@
 
-bench: $(VENV)/.with-peers  ## measure on this CPU; write benchmarks/results/ and benchmarks/README.md (BENCH_DATA=folder of photos)
+bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (BENCH_DATA=folder of photos)
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/end_to_end.py
 	test ! -d '$(BENCH_DATA)/coco128' || $(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
