@@ -134,7 +134,8 @@ def nano(document: Document) -> str:
             "`benchmarks/embedded_model.py` on 128 photos of COCO train2017, all names of a set asked at "
             "once, no suppression beyond the model's own. Its backbone was trained on COCO train2017, so "
             "these are **no zero-shot numbers**; the project's own training never saw these photos. The "
-            "[model card](../groundingml/embedded/nano/MODEL_CARD.md) says what it knows and what it does not.",
+            "[model card](../groundingml/embedded/nano/MODEL_CARD.md) says what it knows and what "
+            "it does not.",
             f"{document['device']}; checkpoint {document['digest']}",
             embedded_model.table(document),
         ]
