@@ -60,6 +60,16 @@ class Detections:
         """Those with a score of at least ``threshold``."""
         return self[self.scores >= threshold]
 
+    def moved(self, by: tuple[float, float], image_size: tuple[int, int]) -> Detections:
+        """Detections of a part of an image, in pixels of the whole.
+
+        Args:
+            by: (x, y) of the part's left top corner.
+            image_size: (height, width) of the whole.
+        """
+        boxes = self.boxes_xyxy + np.array([*by, *by], dtype=np.float32)
+        return Detections(boxes, self.scores, self.labels, self.label_ids, image_size, self.label_names)
+
     def draw(self, image: ImageSource) -> Image.Image:
         """A copy of the image with the boxes drawn on it; the image is read as the detector reads it
         (upright)."""

@@ -104,10 +104,11 @@ def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
         params = body.get("params")
         context = params.get("context") if isinstance(params, dict) else None
         if _is_from_editor(tasks, context):
-            typed = context.get("result") if isinstance(context, dict) else None
+            done_there = context.get("result") if isinstance(context, dict) else None
             try:
                 items = [
-                    await predictor.predict_prompt(task, config, typed, version, deadline) for task in tasks
+                    await predictor.predict_for_editor(task, config, done_there, version, deadline)
+                    for task in tasks
                 ]
             except TaskError as error:
                 return JSONResponse({"error": str(error)}, status_code=502)

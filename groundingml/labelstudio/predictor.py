@@ -15,15 +15,21 @@ from PIL import Image
 
 from groundingml.inference import Label, PromptError
 from groundingml.labelstudio.addresses import FetchError
+from groundingml.labelstudio.editor_actions import (
+    DrawnRectangle,
+    TypedPrompt,
+    chosen_threshold,
+    newest_action,
+)
 from groundingml.labelstudio.images import ImageFetcher
-from groundingml.labelstudio.label_config import ConfigImage, LabelConfig, LabelConfigError
+from groundingml.labelstudio.label_config import LabelConfig, LabelConfigError
 from groundingml.labelstudio.predictions import failed_prediction, prediction, regions_from_detections
 from groundingml.labelstudio.prompts import (
     Query,
-    newest_prompt,
+    query_for_drawn,
     query_for_labels,
     query_for_text,
-    split_phrases,
+    with_threshold,
 )
 from groundingml.labelstudio.settings import Settings
 from groundingml.labelstudio.worker import ModelWorker
@@ -76,20 +82,20 @@ class Predictor:
 
         return await asyncio.gather(*(predict(task) for task in tasks))
 
-    async def predict_prompt(
+    async def predict_for_editor(
         self, task: Any, config: LabelConfig, context_result: Any, version: str, deadline: float
     ) -> dict[str, Any]:
-        """The item for one task with what its annotator typed last; empty when that is nothing.
+        """The item for one task with what its annotator typed or drew last; empty when that is nothing.
 
         Raises:
             TaskError: when it cannot be predicted or not in time. The editor shows results only, so the
                 request fails.
         """
-        newest = newest_prompt(config, context_result)
-        phrases = split_phrases(newest[1]) if newest else []
-        if newest is None or not phrases or newest[0].image not in config.images:
+        action = newest_action(config, context_result)
+        if action is None:
             return prediction([], version)
-        regions = self._predict_phrases(task, config, newest[0].image, phrases)
+        threshold = chosen_threshold(task, context_result)
+        regions = self._predict_action(task, config, action, threshold)
         item = await _item_or_failure(task, config, version, deadline, regions)
         if "result" not in item:
             raise TaskError(item["error"])
@@ -106,30 +112,52 @@ class Predictor:
             regions += await self._regions(data, query_for_labels(config, image, data), self._batch_turn)
         return regions
 
-    async def _predict_phrases(
-        self, task: Any, config: LabelConfig, image: ConfigImage, phrases: Sequence[str]
+    async def _predict_action(
+        self,
+        task: Any,
+        config: LabelConfig,
+        action: TypedPrompt | DrawnRectangle,
+        threshold: float | None,
     ) -> list[dict[str, Any]]:
         data = _task_data(task)
-        return await self._regions(
-            data, query_for_text(config, image, phrases, data), contextlib.nullcontext()
-        )
+        drawn = action if isinstance(action, DrawnRectangle) else None
+        if isinstance(action, DrawnRectangle):
+            query = query_for_drawn(config, action, data)
+        elif action.control.image in config.images:
+            query = query_for_text(config, action.control.image, action.text, data)
+        else:
+            return []
+        if threshold is not None:
+            query = with_threshold(query, threshold)
+        return await self._regions(data, query, contextlib.nullcontext(), drawn)
 
     async def _regions(
-        self, data: dict[str, Any], query: Query, turn: contextlib.AbstractAsyncContextManager[None]
+        self,
+        data: dict[str, Any],
+        query: Query,
+        turn: contextlib.AbstractAsyncContextManager[None],
+        inside: DrawnRectangle | None = None,
     ) -> list[dict[str, Any]]:
+        if not query.wanted:
+            return []
         if query.image.key not in data:
             raise TaskError(
                 f'the task\'s data has no field "{query.image.key}" for <Image name="{query.image.name}">'
             )
-        if not query.wanted:
-            return []
         picture: Image.Image = await asyncio.get_running_loop().run_in_executor(
             self._fetch_threads, self._fetcher.fetch, data[query.image.key]
         )
         default_threshold = (await self._worker.ready(0)).default_threshold
+        labels, options = detector_labels(query, default_threshold), detector_options(query)
+        area = (0, 0, *picture.size) if inside is None else inside.area(*picture.size)
+        if area is None:
+            return []
         async with turn:
-            labels = detector_labels(query, default_threshold)
-            detections = await self._worker.detect(picture, labels, **detector_options(query))
+            detections = await self._worker.detect(
+                picture if inside is None else picture.crop(area), labels, **options
+            )
+        if inside is not None:
+            detections = detections.moved(area[:2], (picture.height, picture.width))
         return regions_from_detections(detections, query, default_threshold)
 
 

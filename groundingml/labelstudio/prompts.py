@@ -6,21 +6,25 @@ Both end in a :class:`Query`, which also knows under which control and label eac
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from groundingml.inference import extract_phrases
 from groundingml.labelstudio.config_options import NO_OPTIONS, Options, has_words
+from groundingml.labelstudio.editor_actions import DrawnRectangle
 from groundingml.labelstudio.label_config import (
     ConfigImage,
     ConfigLabel,
     LabelConfig,
-    PromptControl,
     RectangleControl,
 )
 
 MAX_PROMPT_CHARACTERS = 20_000
-_PHRASE_END = re.compile(r"[.,;\r\n]+")
+_PART_END = re.compile(r"[.;\r\n]+")
+_SENTENCE_STARTS = frozenset(("a", "an", "the", "this", "that", "these", "those", "there"))
+_SENTENCE_STARTS |= frozenset(("some", "several", "many", "both", "two", "three", "four", "five", "six"))
+_SENTENCE_VERBS = frozenset(("is", "are", "was", "were", "has", "have"))
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,23 @@ def query_for_labels(config: LabelConfig, image: ConfigImage, task_data: Mapping
     return Query(image, collected.wanted(), config.options)
 
 
-def query_for_text(
-    config: LabelConfig, image: ConfigImage, phrases: Sequence[str], task_data: Mapping[str, Any]
-) -> Query:
-    """What typed phrases ask of ``image``.
+def query_for_drawn(config: LabelConfig, drawn: DrawnRectangle, task_data: Mapping[str, Any]) -> Query:
+    """What a drawn rectangle asks for inside it: its labels; all of its controls when it has none.
+
+    Raises:
+        LabelConfigError: when the task does not bring the labels that the config expects of it.
+    """
+    collected = _Collector()
+    for control in drawn.controls:
+        for label in control.labels_of(task_data):
+            named = label.name in drawn.labels or label.value in drawn.labels
+            if named or (not drawn.labels and label.is_searched):
+                collected.add_label(control, label, label.prompts)
+    return Query(drawn.image, collected.wanted(), config.options)
+
+
+def query_for_text(config: LabelConfig, image: ConfigImage, text: str, task_data: Mapping[str, Any]) -> Query:
+    """What the phrases of a typed text ask of ``image`` (see `split_phrases`).
 
     A phrase that is a label's name (or alias) asks for that label, with all its prompts. A phrase that is one
     of a label's prompts gives that label too, but is looked for as typed. Any other phrase is looked for as
@@ -88,8 +105,9 @@ def query_for_text(
     known = [(control, label) for control in controls for label in control.labels_of(task_data)]
     other = next((control for control in controls if control.unmatched is not None), controls[0])
     collected = _Collector()
-    for phrase in phrases:
-        matches = [(control, label) for control, label in known if _names(phrase, label)]
+    names = [name for _, label in known for name in _names(label)]
+    for phrase in split_phrases(text, names):
+        matches = [(control, label) for control, label in known if _is_named(phrase, label)]
         for control, label in matches:
             by_name = _folded(phrase) in (_folded(label.name), _folded(label.value))
             collected.add_label(control, label, label.prompts if by_name and label.is_searched else (phrase,))
@@ -98,39 +116,45 @@ def query_for_text(
     return Query(image, collected.wanted(), config.options)
 
 
-def split_phrases(text: str) -> list[str]:
-    """``"cat . remote control"`` -> ``["cat", "remote control"]``: parts between ``. , ;`` and line ends,
-    each once.
+def with_threshold(query: Query, threshold: float) -> Query:
+    """The query with this least score for everything."""
+    wanted = tuple(
+        replace(one, targets=tuple(replace(target, threshold=threshold) for target in one.targets))
+        for one in query.wanted
+    )
+    return replace(query, wanted=wanted)
 
-    Parts without a letter or digit are left out: there is nothing to look for.
+
+def split_phrases(text: str, names: Collection[str] = ()) -> list[str]:
+    """``"cat . remote control"`` -> ``["cat", "remote control"]``: parts between ``. , ;`` and line ends,
+    each once. A sentence gives the things it names: ``"A man rides a horse."`` -> ``["man", "horse"]``.
+
+    What stands between ``. ;`` and line ends is a sentence when it begins with an article, a word like "two",
+    "some" or "this", or "there", or has "is", "are", "was", "were", "has" or "have" in it. So is what stands
+    between commas otherwise. Parts without a letter or digit are left out: there is nothing to look for.
+
+    Args:
+        names: what is one phrase whatever its words.
     """
-    parts = (" ".join(part.split()) for part in _PHRASE_END.split(text[:MAX_PROMPT_CHARACTERS]))
+    known = {_folded(name) for name in names}
     by_folded: dict[str, str] = {}
-    for part in parts:
-        if has_words(part):
-            by_folded.setdefault(_folded(part), part)
+    for part in _PART_END.split(text[:MAX_PROMPT_CHARACTERS]):
+        pieces = [part] if _is_sentence(part, known) else part.split(",")
+        for piece in pieces:
+            found = (
+                [phrase.text for phrase in extract_phrases(piece)] if _is_sentence(piece, known) else [piece]
+            )
+            for phrase in found:
+                if has_words(phrase):
+                    by_folded.setdefault(_folded(phrase), " ".join(phrase.split()))
     return list(by_folded.values())
 
 
-def newest_prompt(config: LabelConfig, context_result: Any) -> tuple[PromptControl, str] | None:
-    """The text typed last into one of the config's smart text areas, out of a request's
-    ``context.result``."""
-    if not isinstance(context_result, list):
-        return None
-    controls = {prompt.name: prompt for prompt in config.prompts}
-    for region in reversed(context_result):
-        if not isinstance(region, dict) or region.get("type") != "textarea":
-            continue
-        control = controls.get(str(region.get("from_name")))
-        value = region.get("value")
-        texts = value.get("text") if isinstance(value, dict) else None
-        if isinstance(texts, str):
-            texts = [texts]
-        if control is not None and isinstance(texts, list):
-            typed = [text for text in texts if isinstance(text, str) and text.strip()]
-            if typed:
-                return control, typed[-1]
-    return None
+def _is_sentence(part: str, known: Collection[str]) -> bool:
+    words = _folded(part).split()
+    if not words or " ".join(words) in known:
+        return False
+    return len(words) > 1 and (words[0] in _SENTENCE_STARTS or not _SENTENCE_VERBS.isdisjoint(words))
 
 
 class _Collector:
@@ -162,10 +186,12 @@ class _Collector:
         )
 
 
-def _names(phrase: str, label: ConfigLabel) -> bool:
-    return _folded(phrase) in {
-        _folded(text) for text in (label.name, label.value, *label.prompts, *label.aliases)
-    }
+def _names(label: ConfigLabel) -> tuple[str, ...]:
+    return (label.name, label.value, *label.prompts, *label.aliases)
+
+
+def _is_named(phrase: str, label: ConfigLabel) -> bool:
+    return _folded(phrase) in {_folded(name) for name in _names(label)}
 
 
 def _folded(text: str) -> str:

@@ -104,3 +104,15 @@ def test_without_supervision_the_error_says_what_to_install(
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2 labels, but .* \(\(1, 4\), "):
         Detections(np.zeros((1, 4)), np.zeros(2), ["a", "b"], np.zeros(2, int), (1, 1))  # type: ignore[arg-type]
+
+
+def test_a_part_of_an_image(found: Detections) -> None:
+    moved = found.moved((7, 3), (500, 400))
+    assert moved.boxes_xyxy[0].tolist() == [17, 23, 37, 63]
+    assert moved.boxes_xyxy.dtype == np.float32
+    assert (moved.image_size, moved.labels, moved.label_names) == (
+        (500, 400),
+        found.labels,
+        found.label_names,
+    )
+    assert found.boxes_xyxy[0].tolist() == [10, 20, 30, 60], "the original stays"

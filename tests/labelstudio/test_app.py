@@ -153,6 +153,39 @@ def test_typing_a_prompt(backend: httpx.Client, cat: str, predict_body: Body, de
     )
 
 
+def test_drawing_a_rectangle(backend: httpx.Client, cat: str, predict_body: Body, detector: Any) -> None:
+    value = {"x": 20, "y": 50, "width": 50, "height": 40, "rotation": 0, "rectanglelabels": ["Cat"]}
+    region = {"id": "a", "from_name": "label", "to_name": "image", "type": "rectanglelabels", "value": value}
+    older = {**region, "id": "b", "value": {**value, "x": 0, "rectanglelabels": ["canine"]}}
+    threshold = {"id": "c", "from_name": "box_threshold", "type": "number", "value": {"number": 0.85}}
+    body = predict_body(cat, context={"result": [threshold, older, region]}, drafts=[])
+    answer = backend.post("/predict", json=body).json()
+    (item,) = answer["results"]
+    check_item(item, answer["model_version"])
+    (found,) = item["result"]
+    assert [label.name for label in detector.asked[0]] == ["Cat"]
+    assert detector.asked[0][0].threshold == 0.85
+    assert detector.sizes == [(226, 120)], "the drawn part of the 451 x 300 pixels, not scaled"
+    # The known detector finds its cat at (0.1, 0.2, 0.5, 0.8) of whatever it is shown.
+    corners = [(90 + 0.1 * 226) / 4.51, (150 + 0.2 * 120) / 3, 0.4 * 226 / 4.51, 0.6 * 120 / 3]
+    assert [found["value"][side] for side in ("x", "y", "width", "height")] == pytest.approx(
+        corners, abs=1e-3
+    )
+    assert (found["original_width"], found["original_height"]) == (451, 300)
+    threshold["value"]["number"] = 0.95
+    assert backend.post("/predict", json=body).json()["results"][0]["result"] == []
+    value["width"] = 0.1
+    assert backend.post("/predict", json=body).json()["results"][0]["result"] == [], "next to nothing drawn"
+    assert len(detector.asked) == 2
+
+
+def test_typing_a_sentence(backend: httpx.Client, cat: str, predict_body: Body, detector: Any) -> None:
+    body = predict_body(cat, context=textarea("A cat is next to a red ball, under the lamp."), drafts=[])
+    (item,) = backend.post("/predict", json=body).json()["results"]
+    assert [region["value"]["rectanglelabels"] for region in item["result"]] == [["Cat"], []]
+    assert [label.name for label in detector.asked[0]] == ["Cat", "red ball", "lamp"]
+
+
 @pytest.mark.parametrize(
     "context",
     [

@@ -108,7 +108,7 @@ def test_regions_come_best_first_and_the_task_score_is_their_mean(query: Query) 
 
 def test_a_phrase_that_is_no_label_gives_a_box_without_one(config_xml: str) -> None:
     config = parse_label_config(config_xml)
-    query = query_for_text(config, config.images[0], ["red ball"], {})
+    query = query_for_text(config, config.images[0], "red ball", {})
     (region,) = regions(query, [[0, 0, 9, 9]], [0.9], ["red ball"])
     assert region["value"]["rectanglelabels"] == []
     assert region["meta"] == {"text": ["red ball"]}
@@ -157,7 +157,7 @@ def test_a_rectangle_with_labels_is_two_results_with_one_id() -> None:
 @pytest.mark.parametrize(("unmatched", "kinds"), [("", ["rectangle"]), ("Other", ["rectangle", "labels"])])
 def test_a_typed_phrase_on_a_rectangle_with_labels(unmatched: str, kinds: list[str]) -> None:
     config = parse_label_config(PAIR.format(unmatched=unmatched))
-    query = query_for_text(config, config.images[0], ["red ball"], {})
+    query = query_for_text(config, config.images[0], "red ball", {})
     found = regions(query, [[0, 0, 9, 9]], [0.9], ["red ball"])
     assert [region["type"] for region in found] == kinds
     assert all(region["meta"] == {"text": ["red ball"]} for region in found)

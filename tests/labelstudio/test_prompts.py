@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from groundingml.labelstudio.label_config import LabelConfig, parse_label_config
-from groundingml.labelstudio.prompts import newest_prompt, query_for_labels, query_for_text, split_phrases
+from groundingml.labelstudio.prompts import query_for_labels, query_for_text, split_phrases
 
 
 @pytest.fixture
@@ -25,10 +25,28 @@ def config(config_xml: str) -> LabelConfig:
         ("?! . cat", ["cat"]),
         ("кот, 犬", ["кот", "犬"]),
         ("traffic-light/sign", ["traffic-light/sign"]),
+        ("person with a hat, man in red shirt", ["person with a hat", "man in red shirt"]),
+        (
+            "a woman holds a blow dryer, wearing protective goggles",
+            ["woman", "blow dryer", "protective goggles"],
+        ),
+        ("There are two cats on the sofa.", ["cats", "sofa"]),
+        ("People are walking their dogs", ["People", "dogs"]),
+        ("This is a cup. red ball, the spoon", ["cup", "red ball", "spoon"]),
+        ("A cat", ["cat"]),
+        ("a", ["a"]),
+        ("the", ["the"]),
+        ("A sock", ["sock"]),
     ],
 )
 def test_split_phrases(text: str, phrases: list[str]) -> None:
     assert split_phrases(text) == phrases
+
+
+def test_what_is_a_label_is_no_sentence() -> None:
+    assert split_phrases("the  Thinker", ["The Thinker"]) == ["the Thinker"]
+    assert split_phrases("a cat, the thinker", ["The Thinker"]) == ["cat", "thinker"], "part of a sentence"
+    assert split_phrases("cat, the thinker", ["The Thinker"]) == ["cat", "the thinker"]
 
 
 def asked(query: Any) -> list[tuple[str, tuple[str, ...], list[str | None]]]:
@@ -45,18 +63,19 @@ def test_project_labels(config: LabelConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phrases", "expected"),
+    ("text", "expected"),
     [
-        (["CAT"], [("Cat", ("cat", "kitten"), ["Cat"])]),  # a label's name: all its prompts
-        (["canine"], [("canine", ("dog", "puppy"), ["canine"])]),  # its alias
-        (["dog"], [("canine", ("dog", "puppy"), ["canine"])]),  # its value
-        (["Puppy"], [("canine", ("Puppy",), ["canine"])]),  # one of its prompts: as typed
-        (["red ball"], [("red ball", ("red ball",), [None])]),  # no label
-        (["puppy", "sofa"], [("canine", ("puppy",), ["canine"]), ("sofa", ("sofa",), [None])]),
+        ("CAT", [("Cat", ("cat", "kitten"), ["Cat"])]),  # a label's name: all its prompts
+        ("canine", [("canine", ("dog", "puppy"), ["canine"])]),  # its alias
+        ("dog", [("canine", ("dog", "puppy"), ["canine"])]),  # its value
+        ("Puppy", [("canine", ("Puppy",), ["canine"])]),  # one of its prompts: as typed
+        ("red ball", [("red ball", ("red ball",), [None])]),  # no label
+        ("A dog next to a sofa", [("canine", ("dog", "puppy"), ["canine"]), ("sofa", ("sofa",), [None])]),
+        ("puppy . sofa", [("canine", ("puppy",), ["canine"]), ("sofa", ("sofa",), [None])]),
     ],
 )
-def test_typed_phrases_become_labels(config: LabelConfig, phrases: list[str], expected: list[Any]) -> None:
-    assert asked(query_for_text(config, config.images[0], phrases, {})) == expected
+def test_typed_phrases_become_labels(config: LabelConfig, text: str, expected: list[Any]) -> None:
+    assert asked(query_for_text(config, config.images[0], text, {})) == expected
 
 
 def test_a_label_keeps_its_other_names_beside_a_prompt(config_xml: str) -> None:
@@ -67,7 +86,7 @@ def test_a_label_keeps_its_other_names_beside_a_prompt(config_xml: str) -> None:
         ("kitten", ("kitten",)),
         ("fluffy cat", ("fluffy cat",)),
     ):
-        query = query_for_text(config, config.images[0], [phrase], {})
+        query = query_for_text(config, config.images[0], phrase, {})
         assert asked(query) == [("Cat", prompts, ["Cat"])]
 
 
@@ -77,7 +96,7 @@ def test_phrases_that_match_no_label_get_the_label_for_them() -> None:
       <RectangleLabels name="b" toName="i" unmatched="Other" model_score_threshold="0.4">
         <Label value="Other"/><Label value="Dog"/></RectangleLabels></View>"""
     config = parse_label_config(xml)
-    (wanted,) = query_for_text(config, config.images[0], ["sofa"], {}).wanted
+    (wanted,) = query_for_text(config, config.images[0], "sofa", {}).wanted
     (target,) = wanted.targets
     assert (wanted.prompts, target.control.name, target.label) == (("sofa",), "b", "Other")
     assert (target.phrase, target.threshold) == ("sofa", 0.4)
@@ -105,28 +124,3 @@ def test_a_name_in_two_controls_is_looked_for_once() -> None:
     (wanted,) = query_for_labels(config, config.images[0], {}).wanted
     assert wanted.prompts == ("cat", "kitten")
     assert [target.control.name for target in wanted.targets] == ["a", "b"]
-
-
-def textarea(text: Any, name: str = "prompt") -> dict[str, Any]:
-    return {"id": "x", "from_name": name, "to_name": "image", "type": "textarea", "value": {"text": text}}
-
-
-@pytest.mark.parametrize(
-    ("result", "text"),
-    [
-        ([textarea(["cat . dog"])], "cat . dog"),
-        ([textarea("cat")], "cat"),
-        ([textarea(["cat", "dog"])], "dog"),
-        ([textarea(["cat"]), textarea(["fox"])], "fox"),
-        ([textarea(["cat"]), textarea([" "])], "cat"),
-        ([textarea(["cat"], name="comment")], None),  # no smart text area of this config
-        ([{"type": "rectanglelabels", "from_name": "label", "value": {"x": 1}}], None),
-        ([None, 3, {"type": "textarea"}, textarea([3, None])], None),
-        ([], None),
-        (None, None),
-        ({"a": 1}, None),
-    ],
-)
-def test_newest_prompt(config: LabelConfig, result: Any, text: str | None) -> None:
-    newest = newest_prompt(config, result)
-    assert (newest and newest[1]) == text
