@@ -163,7 +163,13 @@ def config_from_shapes(weights: Mapping[str, Tensor]) -> GlipConfig:
 def _from_mmdet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = rename(weights, MMDET_TABLE, (r"data_preprocessor\..*",))
     found = renamed.weights | {name: weights[name] for name in renamed.unknown}
-    return {name: from_unfold_order(x) if ".downsample." in name else x for name, x in found.items()}
+    return {name: _as_original(name, tensor) for name, tensor in found.items()}
+
+
+def _as_original(name: str, tensor: Tensor) -> Tensor:
+    if ".downsample." in name:
+        return from_unfold_order(tensor)
+    return tensor.reshape(1) if name.endswith(".scale") else tensor  # () in a file that mmdet trained
 
 
 def _by_layer(name: str, names: Iterable[str]) -> str:
