@@ -71,6 +71,36 @@ def reference_model(reference: Reference) -> Glip:
     return model.eval()
 
 
+@dataclass(frozen=True)
+class TowerReference:
+    """What MMDetection's head of GLIP-T, with two layers and fusion, made of these maps and this text."""
+
+    tolerance: float
+    weights: dict[str, Tensor]
+    """Under MMDetection's names."""
+    maps: tuple[Tensor, ...]
+    text: Tensor
+    text_mask: Tensor
+    logits: Tensor
+    box_deltas: Tensor
+    centerness_logits: Tensor
+
+
+@pytest.fixture(scope="session")
+def tower_reference() -> TowerReference:
+    spec = json.loads((DATA / "glip_fused_tower.json").read_text())
+    with np.load(DATA / "glip_fused_tower.npz") as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    return TowerReference(
+        tolerance=spec["tolerance"],
+        weights={name: torch.from_numpy(_parameter(name, shape, 0)) for name, shape in spec["keys"].items()},
+        maps=tuple(_noise(f"map {level}", [2, 256, *size]) for level, size in enumerate(spec["sizes"])),
+        text=_noise("text", [2, len(spec["text_mask"][0]), 768]),
+        text_mask=torch.tensor(spec["text_mask"], dtype=torch.bool),
+        **arrays,
+    )
+
+
 @pytest.fixture
 def fused_config() -> GlipConfig:
     """A tiny model with everything that GLIP-T has."""
@@ -91,20 +121,26 @@ def _generator(name: str, seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=(seed << 32) | zlib.crc32(name.encode())))
 
 
+def _noise(name: str, shape: list[int]) -> Tensor:
+    noise: NDArray[np.float32] = _generator(name, 0).standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(noise)
+
+
 def _parameter(name: str, shape: list[int], seed: int) -> NDArray[np.float32]:
     """Values that keep activations near 1, by the parameter's (original) name."""
     noise = _generator(name, seed).standard_normal(tuple(shape), dtype=np.float32)
     mean, deviation = _mean_and_deviation(name, shape)
-    return np.float32(mean) + np.float32(deviation) * noise
+    return np.asarray(np.float32(mean) + np.float32(deviation) * noise)
 
 
 def _mean_and_deviation(name: str, shape: list[int]) -> tuple[float, float]:
     leaf = name.rpartition(".")[2]
-    if shape == [1]:
+    if shape in ([], [1]):
         single = {"log_scale": (0.3, 0.1), "scale": (1.0, 0.1), "bias0": (-2.5, 0.1), "bias": (0.0, 0.3)}
         return single[leaf]
     if len(shape) == 1:
-        return {"weight": (1.0, 0.1), "bias_lang": (0.0, 0.3)}.get(leaf, (0.0, 0.05))
+        scales = {"weight": (1.0, 0.1), "gamma_v": (0.4, 0.1), "gamma_l": (0.4, 0.1), "bias_lang": (0.0, 0.3)}
+        return scales.get(leaf, (0.0, 0.05))
     if leaf == "relative_position_bias_table" or "embeddings." in name:
         return 0.0, 0.5
     gains = {"bbox_pred": 0.5, "dot_product_projection_text": 6.0, "centerness": 2.0, "offset": 0.7}

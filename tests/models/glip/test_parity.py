@@ -7,7 +7,9 @@ import torch
 
 from groundingml.inference.anchor_candidates import select_anchor_candidates
 from groundingml.inference.prompts import Prompt, TextChunk
-from groundingml.models.glip.outputs import GlipOutput
+from groundingml.models.checkpoints.glip import from_glip_names
+from groundingml.models.glip import Glip, GlipConfig, GlipImageFeatures, GlipOutput, GlipTextFeatures
+from groundingml.models.swin import SwinConfig
 
 LEVELS = range(5)
 
@@ -78,3 +80,25 @@ def test_detections(reference, reference_model, row):
     assert torch.allclose(found.scores, scores, atol=tolerance["det_scores"], rtol=0)
     expected = reference.arrays[f"det_boxes_{row}"]
     assert torch.allclose(boxes, expected, atol=tolerance["det_boxes"], rtol=0)
+
+
+@torch.no_grad()
+def test_fused_tower_and_heads(tower_reference):
+    """GLIP-T's tower at its real width, two layers of it, against MMDetection's."""
+    swin = SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4)
+    with torch.device("meta"):
+        model = Glip(GlipConfig(backbone=swin, tower_layers=2)).eval()
+    weights = from_glip_names(tower_reference.weights)
+    expected = {name for name in model.state_dict() if name.startswith(("tower.", "head."))}
+    assert set(weights) == expected
+    model.load_state_dict(weights, strict=False, assign=True)
+    image = GlipImageFeatures(tower_reference.maps, ((96, 128), (96, 128)))
+    output = model.ground(image, GlipTextFeatures(tower_reference.text, tower_reference.text_mask))
+    real = tower_reference.text_mask[:, None, :].expand_as(output.logits)
+    assert tower_reference.logits[real].std() > 0.3
+    for found, expected in (
+        (output.logits[real], tower_reference.logits[real]),
+        (output.box_deltas, tower_reference.box_deltas),
+        (output.centerness_logits, tower_reference.centerness_logits),
+    ):
+        assert torch.allclose(found, expected, atol=tower_reference.tolerance, rtol=0)
