@@ -92,7 +92,8 @@ def clean_environment(**added: str) -> dict[str, str]:
 class LabelStudio:
     """A running Label Studio with one user, driven over its API as its pages do."""
 
-    def __init__(self, venv: Path, folder: Path) -> None:
+    def __init__(self, venv: Path, folder: Path, **settings: str) -> None:
+        """``settings`` are environment variables that differ from those the tests need."""
         self.url = f"http://127.0.0.1:{free_port()}"
         self.email, self.password, self.token = (
             "ann@example.com",
@@ -108,13 +109,12 @@ class LabelStudio:
             DATABASE_NAME=str(folder / "label_studio.sqlite3"),
             LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED="true",
             LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=str(self.files),
-            # The two settings without which it refuses a backend on this machine.
-            ML_BLOCK_LOCAL_IP="false",
-            SSRF_PROTECTION_ENABLED="false",
             COLLECT_ANALYTICS="false",
             SENTRY_DSN="",
             FRONTEND_SENTRY_DSN="",
             LATEST_VERSION_CHECK="false",
+            # The two settings without which it refuses a backend on this machine.
+            **{"ML_BLOCK_LOCAL_IP": "false", "SSRF_PROTECTION_ENABLED": "false", **settings},
         )
         port = self.url.rpartition(":")[2]
         credentials = ["--username", self.email, "--password", self.password, "--user-token", self.token]
@@ -289,6 +289,20 @@ def label_studio(label_studio_venv: Path, tmp_path_factory: pytest.TempPathFacto
     server = LabelStudio(label_studio_venv, tmp_path_factory.mktemp("label-studio"))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def start_label_studio(label_studio_venv: Path, tmp_path: Path) -> Iterator[Callable[..., LabelStudio]]:
+    """A function that starts one more Label Studio, with other settings in its environment."""
+    started: list[LabelStudio] = []
+
+    def start(**settings: str) -> LabelStudio:
+        started.append(LabelStudio(label_studio_venv, tmp_path / "label-studio", **settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
