@@ -21,6 +21,7 @@ from groundingml.models.glip import Glip, GlipConfig
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.network import GroundingDino
 from groundingml.models.skeleton import without_values
+from groundingml.models.tokenizer import FastTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,28 +68,20 @@ def load_model(
         raise CheckpointError(f"cannot load {files.name!r}: {error}") from error
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: str | Path) -> FastTokenizer | PreTrainedTokenizerFast:
     """The tokenizer of a model: that of its folder, else the BERT vocabulary shipped with the package.
 
-    Every published model of the family uses bert-base-uncased.
+    Every published model of the family uses bert-base-uncased. A folder with a vocab.txt and no
+    tokenizer.json gives transformers' tokenizer, which is called in the same way.
     """
-    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
-
     folder = resolve(source).folder
     if folder is not None and not (folder / "tokenizer.json").is_file() and (folder / "vocab.txt").is_file():
+        from transformers import BertTokenizerFast
+
         return BertTokenizerFast.from_pretrained(str(folder), model_max_length=BERT_POSITIONS)
     if folder is None or not (folder / "tokenizer.json").is_file():
         folder = EMBEDDED / "nano"
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        model_max_length=BERT_POSITIONS,
-        unk_token="[UNK]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    return FastTokenizer(folder / "tokenizer.json", model_max_length=BERT_POSITIONS)
 
 
 def checkpoint_digest(source: str | Path) -> str:
