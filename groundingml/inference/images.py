@@ -51,6 +51,10 @@ class ImageError(ValueError):
         self.name = name
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        """Its way to another process: by default an exception is made anew from its message alone."""
+        return type(self), (self.name, self.reason)
+
 
 def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Read an image and return it upright, in RGB.
