@@ -17,7 +17,7 @@ __all__ = ["Detections", "Detector", "Label", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the public names on first use, so that ``import groundingml`` does not import torch (PEP 562)."""
+    """Import the public names on first use: ``import groundingml`` alone does not import torch (PEP 562)."""
     if name in {"Detections", "Detector", "Label"}:
         from groundingml import inference
 
