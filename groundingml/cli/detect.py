@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ from groundingml.cli.question import read_question
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groundingml.inference import Detections, Detector
+    from groundingml.inference import Detections, Detector, Tiling
 
 _MOST_ROWS = 200  # of the table; --json lists everything
 _INTERRUPTED = 130  # the exit status that shells give a command ended by Ctrl-C
@@ -51,6 +51,13 @@ def detect(
         float | None,
         typer.Option("--threshold", "-t", min=0, max=1, help="Least score; by default the model's."),
     ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE[:OVERLAP]",
+            help="Look at each photo in tiles of so many pixels too, for what is small in large photos.",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -74,6 +81,13 @@ def detect(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else; pictures only with --output.")
     ] = False,
+    workers: Annotated[
+        str,
+        typer.Option(
+            envvar="GROUNDINGML_WORKERS",
+            help="Processes for many photos: auto is one for each core once that pays; 1 is none but this.",
+        ),
+    ] = "auto",
 ) -> None:
     """Find things on photos: print a table and save pictures with boxes.
 
@@ -89,11 +103,14 @@ def detect(
 
       groundingml detect photo.jpg --labels "traffic cone" --model grounding-dino-tiny
 
+      groundingml detect aerial.tif --labels car --tile 1024
+
     An image that cannot be read does not stop the others; it is reported at the end, and the exit status is
     1.
     """
     try:
         question = read_question(labels, caption, labels_file)
+        arguments = {"threshold": threshold, "tile": _read_tiling(tile)}
     except ValueError as error:
         _fail(str(error), 2)
     files = find_images(images)
@@ -108,14 +125,15 @@ def detect(
 
     shown = Console(stderr=True)
     detector = load_detector(model, device, shown)
+
     try:
         detector.plan(**question)
     except ValueError as error:
         _fail(str(error), 2)
     draws = output is not None or not as_json
-    run = _run(detector, files, question, threshold, names if draws else None, shown)
+    run = _run(detector, files, {**question, **arguments}, names if draws else None, shown)
     if as_json:
-        typer.echo(json.dumps(_report(run, detector, question, threshold), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(_report(run, detector, question, arguments), indent=2, ensure_ascii=False))
     else:
         _print_table(run, several=len(files) > 1)
     for file, reason in run.errors:
@@ -127,7 +145,10 @@ def detect(
     if run.interrupted:
         typer.echo(f"groundingml: interrupted after {len(run.results)} of {len(files)} images", err=True)
         raise typer.Exit(_INTERRUPTED)
-    if run.errors:
+    if run.stopped is not None:
+        typer.echo(f"groundingml: stopped after {len(run.results)} of {len(files)} images", err=True)
+        typer.echo(f"groundingml: {run.stopped}", err=True)
+    if run.errors or run.stopped is not None:
         raise typer.Exit(1)
 
 
@@ -136,55 +157,67 @@ class _Run:
     results: list[tuple[Path, Detections, Path | None]] = field(default_factory=list)  # image, found, picture
     errors: list[tuple[Path, str]] = field(default_factory=list)
     interrupted: bool = False
+    stopped: str | None = None
+    """Why the run could not go on, when it could not."""
 
 
 def _run(
-    detector: Detector,
-    files: list[Path],
-    question: dict[str, Any],
-    threshold: float | None,
-    names: DrawnNames | None,
-    shown: Console,
+    found: Generator[BulkResult, None, None], files: list[Path], names: DrawnNames | None, shown: Console
 ) -> _Run:
+    from groundingml.inference import WorkerError
+
     run = _Run()
     try:
-        for file in _with_progress(files, shown):
-            _detect_one(detector, file, question, threshold, names, run)
+        for result in _with_progress(found, len(files), shown):
+            _take(result, files[result.number], names, run)
     except KeyboardInterrupt:
         run.interrupted = True
+    except (WorkerError, OSError) as error:  # a worker died, or could not be started
+        run.stopped = str(error)
+    finally:
+        found.close()
     return run
 
 
-def _detect_one(
-    detector: Detector,
-    file: Path,
-    question: dict[str, Any],
-    threshold: float | None,
-    names: DrawnNames | None,
-    run: _Run,
-) -> None:
-    from groundingml.inference import ImageError, load_image
+def _take(result: BulkResult, file: Path, names: DrawnNames | None, run: _Run) -> None:
+    from groundingml.inference import ImageError
 
+    if isinstance(result.found, ImageError):
+        run.errors.append((file, result.found.reason))
+        return
     try:
-        image = load_image(file)
-        found = detector(image, **question, threshold=threshold)
         picture = None if names is None else names.name_for(file)
         if picture is not None:
-            _save(found.draw(image), picture)
-    except ImageError as error:
+            _save(result.found.draw(file if result.image is None else result.image), picture)
+    except ImageError as error:  # gone or overwritten since a worker read it
         run.errors.append((file, error.reason))
     except OSError as error:
         run.errors.append((file, f"the picture cannot be saved: {error}"))
-    except (RuntimeError, MemoryError) as error:  # such as a GPU without enough memory for this image
+    except MemoryError as error:
         run.errors.append((file, f"{type(error).__name__}: {error}"))
     else:
-        run.results.append((file, found, picture))
+        run.results.append((file, result.found, picture))
 
 
-def _with_progress(files: list[Path], shown: Console) -> Iterable[Path]:
-    if len(files) == 1 or not shown.is_terminal:
-        return files
-    return track(files, description="Detecting", console=shown, transient=True)
+def _with_progress(
+    found: Generator[BulkResult, None, None], count: int, shown: Console
+) -> Iterable[BulkResult]:
+    if count == 1 or not shown.is_terminal:
+        return found
+    return track(found, total=count, description="Detecting", console=shown, transient=True)
+
+
+def read_workers(text: str) -> int | Literal["auto"]:
+    """The value of --workers.
+
+    Raises:
+        ValueError: neither "auto" nor a number from 1 on.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--workers must be auto or a number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _save(picture: Image.Image, target: Path) -> None:
@@ -227,13 +260,23 @@ def load_detector(model: str, device: str, shown: Console) -> Detector:
         raise typer.Exit(_INTERRUPTED) from None
 
 
+def _read_tiling(tile: str | None) -> Tiling | None:
+    if tile is None:
+        return None
+    from groundingml.inference import Tiling
+
+    return Tiling.parse(tile)
+
+
 def _report(
-    run: _Run, detector: Detector, question: dict[str, Any], threshold: float | None
+    run: _Run, detector: Detector, question: dict[str, Any], arguments: dict[str, Any]
 ) -> dict[str, Any]:
+    threshold, tiling = arguments["threshold"], arguments["tile"]
     return {
         "model": detector.name,
         "checkpoint": detector.checkpoint_digest,
         "threshold": detector.default_threshold if threshold is None else threshold,
+        "tile": None if tiling is None else {"size": tiling.size, "overlap": tiling.overlap},
         **question,
         "images": [
             {"file": str(file), **found.to_dict(), "picture": None if picture is None else str(picture)}
@@ -241,6 +284,7 @@ def _report(
         ],
         "errors": [{"file": str(file), "error": reason} for file, reason in run.errors],
         "interrupted": run.interrupted,
+        "stopped": run.stopped,
     }
 
 

@@ -23,6 +23,7 @@ from groundingml.inference.merging import keep_after_merge, not_suppressed
 from groundingml.inference.preprocessing import preprocess, resized_size
 from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, Tokenizer
 from groundingml.inference.scoring import Candidates, select_candidates
+from groundingml.inference.tiling import MOST_BOXES, Tiling, as_tiling, merge_views
 from groundingml.models.glip import Glip, GlipConfig, GlipOutput
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Detector:
         threshold: float | None = None,
         batch_size: int | None = None,
         merge_iou: float = MERGE_IOU,
+        tile: int | Tiling | None = None,
     ) -> Detections: ...
 
     @overload
@@ -137,6 +139,7 @@ class Detector:
         threshold: float | None = None,
         batch_size: int | None = None,
         merge_iou: float = MERGE_IOU,
+        tile: int | Tiling | None = None,
     ) -> list[Detections]: ...
 
     def __call__(
@@ -147,12 +150,13 @@ class Detector:
         threshold: float | None = None,
         batch_size: int | None = None,
         merge_iou: float = MERGE_IOU,
+        tile: int | Tiling | None = None,
     ) -> Detections | list[Detections]:
         """Detections of one image, or a list of them for a sequence of images.
 
-        At most 300 boxes an image (of GLIP 100), best first. One object may come under several labels, each
-        by its own score; boxes of one label found by several of its prompts are merged where they overlap by
-        ``merge_iou`` or more.
+        At most 300 boxes an image (of GLIP 100; in tiles 3000), best first. One object may come under several
+        labels, each by its own score; boxes of one label found by several of its prompts are merged where
+        they overlap by ``merge_iou`` or more.
 
         Args:
             images: a path, encoded bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8 or
@@ -164,11 +168,12 @@ class Detector:
             batch_size: images of equal size computed together; by default 1 on a CPU, where more does not
                 pay, and 8 on a GPU.
             merge_iou: overlap, in 0..1, from which on boxes of one label are one object.
+            tile: look at each image in tiles of so many pixels too, for what is small in it (see `Tiling`).
 
         Raises:
             ValueError: neither or both of labels and caption, no labels, a label that is too long, a
-                threshold or merge_iou out of range.
-            ImageError: an image cannot be read.
+                threshold, merge_iou or tile out of range.
+            ImageError: an image cannot be read, or has too many tiles.
         """
         plan = self.plan(labels, caption)
         thresholds = self._thresholds(plan, threshold)
@@ -179,8 +184,16 @@ class Detector:
         if not 0 <= merge_iou <= 1:
             raise ValueError(f"merge_iou must lie in 0..1, got {merge_iou}")
         many = _many_images(images)
+        if tile is not None:
+            tiling = as_tiling(tile)
+            loaded = (load_image(image) for image in ([images] if many is None else many))  # type: ignore[arg-type]
+            tiled = [
+                self._detect_in_tiles(image, tiling, plan, thresholds, batch_size, merge_iou)
+                for image in loaded
+            ]
+            return tiled[0] if many is None else tiled
         if many is None:
-            return self._detect([load_image(images)], plan, thresholds, merge_iou)[0]  # type: ignore[arg-type]
+            return self._detect_by_size([load_image(images)], plan, thresholds, merge_iou)[0]  # type: ignore[arg-type]
         found: list[Detections] = []
         for start in range(0, len(many), batch_size):
             batch = [load_image(image) for image in many[start : start + batch_size]]
@@ -218,7 +231,34 @@ class Detector:
     def _detect_by_size(
         self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor, merge_iou: float
     ) -> list[Detections]:
-        """Detections in the order of the images; only those of equal size after the resize are computed
+        candidates = self._candidates_by_size(images, plan, thresholds)
+        return [
+            _to_detections(one, image, plan, self._most, merge_iou)
+            for one, image in zip(candidates, images, strict=True)
+        ]
+
+    def _detect_in_tiles(
+        self,
+        image: Image.Image,
+        tiling: Tiling,
+        plan: PromptPlan,
+        thresholds: Tensor,
+        batch_size: int,
+        merge_iou: float,
+    ) -> Detections:
+        views = [(0, 0, *image.size), *tiling.tiles(*image.size)]
+        if len(views) == 1:
+            return self._detect_by_size([image], plan, thresholds, merge_iou)[0]
+        found: list[Candidates] = []
+        for start in range(0, len(views), batch_size):
+            batch = [image.crop(view) for view in views[start : start + batch_size]]
+            found += self._candidates_by_size(batch, plan, thresholds)
+        return _to_detections(merge_views(views, found), image, plan, MOST_BOXES, merge_iou)
+
+    def _candidates_by_size(
+        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor
+    ) -> list[Candidates]:
+        """Candidates in the order of the images; only those of equal size after the resize are computed
         together.
 
         Padding changes what the network makes of an image (its group norms see the zeros), so an image's
@@ -228,16 +268,16 @@ class Detector:
         for place, image in enumerate(images):
             size = resized_size(image.height, image.width, *self.config.image_size)
             groups.setdefault(size, []).append(place)
-        found: dict[int, Detections] = {}
+        found: dict[int, Candidates] = {}
         for places in groups.values():
-            results = self._detect([images[place] for place in places], plan, thresholds, merge_iou)
+            results = self._candidates([images[place] for place in places], plan, thresholds)
             found.update(zip(places, results, strict=True))
         return [found[place] for place in range(len(images))]
 
     @torch.inference_mode()
-    def _detect(
-        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor, merge_iou: float
-    ) -> list[Detections]:
+    def _candidates(
+        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor
+    ) -> list[Candidates]:
         batch = preprocess(images, self.config.image_size, self.config.image_mean, self.config.image_std)
         found: list[list[Candidates]] = [[] for _ in images]
         with self._precision():
@@ -248,10 +288,7 @@ class Detector:
                 output = self.model.ground(features, text)  # one text serves all images
                 for row, candidates in enumerate(found):
                     candidates.append(self._select(output, row, chunk, thresholds))
-        return [
-            _to_detections(Candidates.concatenate(candidates), image, plan, self._most, merge_iou)
-            for image, candidates in zip(images, found, strict=True)
-        ]
+        return [Candidates.concatenate(candidates) for candidates in found]
 
     def _select(
         self, output: GroundingDinoOutput | GlipOutput, row: int, chunk: TextChunk, thresholds: Tensor

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, cast, get_args
 from xml.etree.ElementTree import Element
 
+from groundingml.inference import Tiling
+
 TaskScore = Literal["mean", "min", "uncertainty"]
 
 
@@ -27,12 +29,14 @@ class Options:
     threshold: least score of labels and controls that set none.
     negative_prompts: of all labels.
     merge_iou: boxes of one label found by different prompts are one object from this overlap on.
+    tile: look at images in tiles too, for what is small in them.
     task_score: how a task's score comes from those of its regions.
     """
 
     threshold: float | None = None
     negative_prompts: tuple[str, ...] = ()
     merge_iou: float | None = None
+    tile: Tiling | None = None
     task_score: TaskScore | None = None
 
     def over(self, defaults: Options) -> Options:
@@ -74,6 +78,7 @@ def parse_extra_params(extra_params: Any, where: str) -> Options:
         threshold=_fraction(values, "threshold", where),
         negative_prompts=_texts(values, "negative_prompts", where),
         merge_iou=_fraction(values, "merge_iou", where),
+        tile=_tiling(values, where),
         task_score=_task_score(values, where),
     )
 
@@ -86,7 +91,7 @@ def common_options(options: Iterable[Options]) -> Options:
     """
     chosen: dict[str, Any] = {}
     for one in options:
-        for name in ("merge_iou", "task_score"):
+        for name in ("merge_iou", "tile", "task_score"):
             value = getattr(one, name)
             if value is not None and chosen.setdefault(name, value) != value:
                 raise LabelConfigError(
@@ -154,6 +159,19 @@ def _texts(values: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     ):
         raise LabelConfigError(f'{where}: "{name}" must be a list of texts, not {json.dumps(value)}.')
     return tuple(dict.fromkeys(texts))
+
+
+def _tiling(values: Mapping[str, Any], where: str) -> Tiling | None:
+    value = values.get("tile")
+    if value is None:
+        return None
+    try:
+        return Tiling(**value) if isinstance(value, dict) else Tiling(value)
+    except (TypeError, ValueError) as error:  # TypeError: other names than size and overlap
+        raise LabelConfigError(
+            f'{where}: "tile" must be a size in pixels like 1024, or {{"size": 1024, "overlap": 256}}, not '
+            f"{json.dumps(value)} ({error})."
+        ) from error
 
 
 def _task_score(values: Mapping[str, Any], where: str) -> TaskScore | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from groundingml.inference import Label, PromptError
+from groundingml.inference import ImageError, Label, PromptError
 from groundingml.labelstudio.addresses import FetchError
 from groundingml.labelstudio.editor_actions import (
     DrawnRectangle,
@@ -172,7 +172,7 @@ async def _item_or_failure(
     try:
         found = await asyncio.wait_for(regions, deadline - time.monotonic())
         return prediction(found, version, config.options.task_score)
-    except (FetchError, LabelConfigError, PromptError, TaskError) as error:
+    except (FetchError, ImageError, LabelConfigError, PromptError, TaskError) as error:
         reason = str(error)
     except asyncio.TimeoutError:
         reason = "there was no time left for this task in its request"
@@ -203,5 +203,5 @@ def detector_labels(query: Query, default_threshold: float) -> list[Label]:
 
 def detector_options(query: Query) -> dict[str, Any]:
     """Keyword arguments for the detector, beside the labels: those options that are set."""
-    options = {"merge_iou": query.options.merge_iou}
+    options = {"merge_iou": query.options.merge_iou, "tile": query.options.tile}
     return {name: value for name, value in options.items() if value is not None}

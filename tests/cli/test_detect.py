@@ -252,3 +252,18 @@ def test_the_embedded_model_finds_the_cat(detect, photo_dir: Path) -> None:  # t
     left, top, right, bottom = best["box_xyxy"]
     assert right - left > 200, "the cat's face fills most of the 451 x 300 photo"
     assert bottom - top > 200
+
+
+def test_tiles(detect, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    question = (photos / "cat.jpg", "--labels", "cat", "--threshold", "0", "--json")  # 120 x 80 pixels
+    whole = json.loads(detect(*question).stdout)
+    result = detect(*question, "--tile", "100:20")
+    assert result.exit_code == 0, result.output
+    tiled = json.loads(result.stdout)
+    assert (whole["tile"], tiled["tile"]) == (None, {"size": 100, "overlap": 20})
+    found = [report["images"][0]["detections"] for report in (whole, tiled)]
+    assert len(found[0]) < len(found[1]), "those of the tiles are added"
+    for tile, message in (("big", "looks like 1024 or 1024:256"), ("10", "from 64")):
+        result = detect(*question, "--tile", tile)
+        assert result.exit_code == 2
+        assert message in result.stderr

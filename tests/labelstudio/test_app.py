@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from groundingml.inference import Tiling
 from groundingml.labelstudio import Settings
 
 Serve = Callable[..., httpx.Client]
@@ -245,6 +246,10 @@ def test_the_version_changes_with_what_changes_predictions(
         config_xml.replace('name="label"', 'name="label" negative_prompts="toy"'),
         config_xml.replace('name="label"', 'name="label" unmatched="Dog"').replace("dog,puppy", ""),
         config_xml.replace('name="label"', "name='label' extra_params='{\"merge_iou\": 0.5}'"),
+        config_xml.replace('name="label"', "name='label' extra_params='{\"tile\": 512}'"),
+        config_xml.replace(
+            'name="label"', 'name=\'label\' extra_params=\'{"tile": {"size": 512, "overlap": 100}}\''
+        ),
         config_xml.replace('name="label"', "name='label' extra_params='{\"task_score\": \"min\"}'"),
         config_xml.replace("RectangleLabels", "Labels").replace(
             "</View>", '<Rectangle name="r" toName="image"/></View>'
@@ -283,7 +288,9 @@ def test_extra_params_of_the_connection(
         return str(answer.json()["model_version"])
 
     plain = version(None)
-    options = '{"threshold": 0.5, "merge_iou": 0.4, "negative_prompts": ["toy"], "task_score": "min"}'
+    options = (
+        '{"threshold": 0.5, "merge_iou": 0.4, "negative_prompts": ["toy"], "task_score": "min", "tile": 640}'
+    )
     chosen = version(options)
     version(None, project="2.1795417413")  # another project's connection
     assert chosen != plain
@@ -291,7 +298,7 @@ def test_extra_params_of_the_connection(
     assert answer["model_version"] == chosen
     assert [label.threshold for label in detector.asked[-1]] == [0.5, 0.5]
     assert [label.negative_prompts for label in detector.asked[-1]] == [("toy",), ("toy",)]
-    assert detector.options[-1] == {"merge_iou": 0.4}
+    assert detector.options[-1] == {"merge_iou": 0.4, "tile": Tiling(640, 160)}
     assert answer["results"][0]["score"] == pytest.approx(0.9), "puppy's 0.4 is below 0.5"
     assert version("") == plain
     assert backend.post("/predict", json=predict_body(cat, config=xml)).json()["model_version"] == plain

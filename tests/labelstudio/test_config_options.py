@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from groundingml.inference import Tiling
 from groundingml.labelstudio.config_options import Options, parse_extra_params
 from groundingml.labelstudio.label_config import LabelConfigError, parse_label_config
 
@@ -22,6 +23,8 @@ from groundingml.labelstudio.label_config import LabelConfigError, parse_label_c
         ({"threshold": 1, "merge_iou": None}, Options(threshold=1.0)),
         ({"negative_prompts": "toy, doll"}, Options(negative_prompts=("toy", "doll"))),
         ({"negative_prompts": ["toy, small"]}, Options(negative_prompts=("toy, small",))),
+        ({"tile": 1024}, Options(tile=Tiling(1024, 256))),
+        ({"tile": {"size": 1024, "overlap": 100}}, Options(tile=Tiling(1024, 100))),
         ({"merge_iou": 0.5, "task_score": "min"}, Options(merge_iou=0.5, task_score="min")),
     ],
 )
@@ -42,6 +45,12 @@ def test_extra_params(given: Any, options: Options) -> None:
         ({"merge_iou": 7}, '"merge_iou" must be a number'),
         ({"negative_prompts": ["?"]}, "must be a list of texts"),
         ({"negative_prompts": {"a": 1}}, "must be a list of texts"),
+        ({"tile": "1024"}, '"tile" must be a size in pixels'),
+        ({"tile": 10}, "from 64, got 10"),
+        ({"tile": True}, "must be a size in pixels"),
+        ({"tile": {"overlap": 100}}, "must be a size in pixels"),
+        ({"tile": {"size": 1024, "overlap": 1000}}, "from 0 to 512, got 1000"),
+        ({"tile": {"size": 1024, "step": 1000}}, "must be a size in pixels"),
         ({"task_score": "max"}, "must be one of mean, min, uncertainty"),
         ({"task_score": ["min"]}, "must be one of mean, min, uncertainty"),
     ],
