@@ -1,4 +1,4 @@
-"""The models and inputs of benchmarks/end_to_end.py. Imports are inside, since its parent process needs none."""
+"""The models and inputs of benchmarks/end_to_end.py. Imports are inside: its parent process needs none."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundingml.models.linear import Linear
+
 
 @dataclass(frozen=True)
 class NanoDetConfig:
@@ -136,8 +138,8 @@ class NanoDetHead(nn.Module):
         super().__init__()
         self.config = config
         levels = len(config.strides)
-        self.boxes = nn.ModuleList(nn.Linear(config.channels, 4 * config.box_bins) for _ in range(levels))
-        self.classes = nn.ModuleList(nn.Linear(config.channels, config.num_classes) for _ in range(levels))
+        self.boxes = nn.ModuleList(Linear(config.channels, 4 * config.box_bins) for _ in range(levels))
+        self.classes = nn.ModuleList(Linear(config.channels, config.num_classes) for _ in range(levels))
 
     def class_logits(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l) of all levels -> logits (B, S, num_classes) over the flattened levels."""
