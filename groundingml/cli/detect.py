@@ -22,7 +22,7 @@ from groundingml.cli.question import read_question
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groundingml.inference import Detections, Detector, Tiling
+    from groundingml.inference import BulkResult, Detections, Detector, Tiling
 
 _MOST_ROWS = 200  # of the table; --json lists everything
 _INTERRUPTED = 130  # the exit status that shells give a command ended by Ctrl-C
@@ -110,7 +110,8 @@ def detect(
     """
     try:
         question = read_question(labels, caption, labels_file)
-        arguments = {"threshold": threshold, "tile": _read_tiling(tile)}
+        arguments: dict[str, Any] = {"threshold": threshold, "tile": _read_tiling(tile)}
+        crew = read_workers(workers)
     except ValueError as error:
         _fail(str(error), 2)
     files = find_images(images)
@@ -125,13 +126,15 @@ def detect(
 
     shown = Console(stderr=True)
     detector = load_detector(model, device, shown)
+    from groundingml.inference import detect_many
 
     try:
         detector.plan(**question)
     except ValueError as error:
         _fail(str(error), 2)
     draws = output is not None or not as_json
-    run = _run(detector, files, {**question, **arguments}, names if draws else None, shown)
+    found = detect_many(model, files, **question, **arguments, workers=crew, detector=detector)
+    run = _run(found, files, names if draws else None, shown)
     if as_json:
         typer.echo(json.dumps(_report(run, detector, question, arguments), indent=2, ensure_ascii=False))
     else:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -56,7 +56,6 @@ def detect_many(
     labels: Labels | None = None,
     caption: str | None = None,
     threshold: float | None = None,
-    merge_iou: float | None = None,
     *,
     workers: Workers = "auto",
     detector: Detector | None = None,
@@ -64,7 +63,8 @@ def detect_many(
     device: str = "auto",
     dtype: str = "auto",
     config: GroundingDinoConfig | GlipConfig | dict[str, Any] | None = None,
-) -> Iterator[BulkResult]:
+    **options: Any,
+) -> Generator[BulkResult, None, None]:
     """Boxes on many images, in their order, by all cores of the machine.
 
     >>> for number, found, *_ in detect_many("nano", files, labels=["cat"]):
@@ -79,7 +79,7 @@ def detect_many(
         source: the model, as ``Detector.from_pretrained`` takes it; each worker maps its file. None for
             a ``detector`` that comes from no file: then this process does everything.
         images: what ``Detector`` takes. Paths are cheap; pixels are sent to the workers.
-        labels, caption, threshold, merge_iou: as in a call of ``Detector``.
+        labels, caption, threshold, options: as in a call of ``Detector``.
         workers: processes. "auto" tries three images in this process; if the rest takes longer than
             ``WORTH_S`` seconds, a worker for each core (fewer where memory is short) does it, pinned to its
             core. 1 stays in this process. On a GPU there is one process always; threads decode for it.
@@ -100,7 +100,7 @@ def detect_many(
         given = "neither" if labels is None else "both"
         raise ValueError(f"give either labels=[...] or caption='...', got {given}")
     place = resolve_device(device if detector is None else detector.device)
-    asked = {"labels": labels, "caption": caption, "threshold": threshold, "merge_iou": merge_iou}
+    asked = {"labels": labels, "caption": caption, "threshold": threshold, **options}
     question = {name: value for name, value in asked.items() if value is not None}
     left: float = math.inf if count is None else count
     if count is None and isinstance(images, Sized):
@@ -123,7 +123,7 @@ def detect_many(
 
 def _where_it_is_faster(
     load: Any, tasks: Iterator[tuple[int, ImageSource]], left: float, setup: Setup
-) -> Iterator[BulkResult]:
+) -> Generator[BulkResult, None, None]:
     detector = load()
     fastest = 0.0
     for result in _in_process(lambda: detector, itertools.islice(tasks, _TRIED), setup.question, 0):
@@ -149,7 +149,7 @@ def affordable_workers() -> int:
 
 def _in_process(
     load: Any, tasks: Iterator[tuple[int, ImageSource]], question: dict[str, Any], readers: int
-) -> Iterator[BulkResult]:
+) -> Generator[BulkResult, None, None]:
     detector: Detector = load()
     if not readers:
         for number, source in tasks:
@@ -165,7 +165,9 @@ def _in_process(
             yield detect_image(detector, reading.popleft().result(), question)
 
 
-def _in_workers(tasks: Iterator[tuple[int, ImageSource]], setup: Setup, count: int) -> Iterator[BulkResult]:
+def _in_workers(
+    tasks: Iterator[tuple[int, ImageSource]], setup: Setup, count: int
+) -> Generator[BulkResult, None, None]:
     cores = usable_cores()
     if count != len(cores):  # another program's workers may sit on the same few cores: leave it to the system
         cores = [frozenset()] * count
@@ -179,7 +181,9 @@ def _in_workers(tasks: Iterator[tuple[int, ImageSource]], setup: Setup, count: i
             worker.stop()
 
 
-def _in_order(crew: list[_Worker], tasks: Iterator[tuple[int, ImageSource]]) -> Iterator[BulkResult]:
+def _in_order(
+    crew: list[_Worker], tasks: Iterator[tuple[int, ImageSource]]
+) -> Generator[BulkResult, None, None]:
     under_way: deque[int] = deque()
     finished: dict[int, BulkResult] = {}
     by_connection = {worker.connection: worker for worker in crew}

@@ -121,7 +121,7 @@ def main(handle: int) -> None:
             connection.send_bytes(pickle.dumps(answer._replace(image=None)))
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)  # nobody waits for it any more
-    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError) as error:
         connection.send_bytes(pickle.dumps(_picklable(error)))
 
 
