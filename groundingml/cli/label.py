@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from groundingml.cli.detect import load_detector
+from groundingml.cli.detect import load_detector, read_workers
 from groundingml.cli.files import find_images
 from groundingml.cli.progress import LongRun
 from groundingml.cli.question import split_labels
@@ -116,6 +116,13 @@ def label(
         str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    workers: Annotated[
+        str,
+        typer.Option(
+            envvar="GROUNDINGML_WORKERS",
+            help="For --folder: processes; auto is one for each core once that pays; 1 is none but this.",
+        ),
+    ] = "auto",
 ) -> None:
     """Label a whole Label Studio project, or a folder of images without any server.
 
@@ -140,7 +147,7 @@ def label(
     if folder is not None:
         report = _label_folder(
             folder, labels, label_config, output, output_format, image_url_prefix, overwrite,
-            lambda: load_detector(model, device, shown), shown,
+            lambda: load_detector(model, device, shown), shown, model, workers,
         )  # fmt: skip
     else:
         assert project is not None
@@ -247,6 +254,8 @@ def _label_folder(
     overwrite: bool,
     load: Any,
     shown: Console,
+    model: str,
+    workers: str,
 ) -> LabellingReport:
     from groundingml.labelstudio.folder_labelling import FolderWork, config_for_labels, label_folder, query_of
     from groundingml.labelstudio.label_config import LabelConfigError, parse_label_config
@@ -267,6 +276,7 @@ def _label_folder(
         xml = _read(label_config) if label_config else config_for_labels(split_labels(labels or ""))
         config: LabelConfig = parse_label_config(xml)
         query = query_of(config)
+        crew = read_workers(workers)
     except (LabelConfigError, ValueError) as error:
         _fail(str(error), 2)
     name = folder.resolve().name
@@ -280,13 +290,14 @@ def _label_folder(
         detector.plan(labels=detector_labels(query, detector.default_threshold))
         with LongRun(str(folder), "images", shown) as progress, _stopping(stop, shown):
             report = label_folder(
-                detector, work, is_stopped=stop.is_set, on_start=progress.begin, on_image=progress.advance
-            )
+                detector, work, is_stopped=stop.is_set, on_start=progress.begin, on_image=progress.advance,
+                source=model, workers=crew,
+            )  # fmt: skip
     except ValueError as error:  # a label that is too long for the model
         _fail(str(error), 2)
     except OSError as error:
         _fail(f"the result cannot be written: {error}", 1)
-    if not report.interrupted:
+    if report.left == 0:
         typer.echo(f"groundingml: written to {output}", err=True)
         if output_format is Format.LABEL_STUDIO and label_config is None:
             typer.echo(f"groundingml: import it into a project with this label config:\n{xml}", err=True)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,15 +85,23 @@ def label_folder(
     is_stopped: Callable[[], bool] = lambda: False,
     on_start: Callable[[int], object] = lambda total: None,
     on_image: Callable[[], object] = lambda: None,
+    source: str | None = None,
+    workers: int | Literal["auto"] = "auto",
 ) -> LabellingReport:
     """Label all images and write the output; an image that fails is left out of it and named in the report.
 
     When it is stopped, nothing is written but the journal, from which the next run goes on.
 
+    Args:
+        source: where ``detector`` was loaded from, so that ``workers`` can load it too; None for no workers.
+        workers: as in ``detect_many``.
+
     Raises:
         LabelConfigError: when the config does not fit a folder.
         OSError: when the journal or the output cannot be written.
     """
+    from groundingml.inference import ImageError, WorkerError, detect_many
+
     query = query_of(work.config)
     version = model_version(detector.checkpoint_digest or detector.name, work.config)
     names = {file.relative_to(work.folder).as_posix(): file for file in work.files}
@@ -102,26 +109,35 @@ def label_folder(
     report = LabellingReport(version, total=len(names) - len(done), already=len(done))
     on_start(report.total)
     wanted, options = detector_labels(query, detector.default_threshold), detector_options(query)
-    with _open_journal(work.journal, version, done) as journal:
-        for name, file in names.items():
-            if name in done:
-                continue
-            if is_stopped():
-                break
-            started = time.monotonic()
-            try:
-                found = _found(detector(file, labels=wanted, **options))
-                stamp = _stamp(file)
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                # ImageError, a prompt that is too long for a token limit, a GPU without enough memory
-                report.fail(name, getattr(error, "reason", None) or f"{type(error).__name__}: {error}")
-            else:
-                done[name] = found
-                _append(journal, {"file": name, "of": stamp, **found})
-                report.add(name, found["labels"], time.monotonic() - started)
-            on_image()
-    report.interrupted = report.left > 0
-    if not report.interrupted:
+    todo = [name for name in names if name not in done]
+    stamps: dict[str, list[int]] = {}
+
+    def files() -> Iterator[Path]:
+        for name in todo:
+            if is_stopped():  # what was handed out before is finished
+                return
+            with contextlib.suppress(OSError):  # the detector will say what is wrong with it
+                stamps[name] = _stamp(names[name])
+            yield names[name]
+
+    found = detect_many(
+        source, files(), wanted, workers=workers, detector=detector, count=len(todo), **options
+    )
+    with _open_journal(work.journal, version, done) as journal, contextlib.closing(found):
+        try:
+            for number, result, seconds, _ in found:
+                name = todo[number]
+                if isinstance(result, ImageError):
+                    report.fail(name, result.reason)
+                else:
+                    done[name] = _found(result)
+                    _append(journal, {"file": name, "of": stamps.pop(name, None), **done[name]})
+                    report.add(name, result.labels, seconds)
+                on_image()
+        except WorkerError as error:
+            report.stopped = str(error)
+    report.interrupted = report.left > 0 and report.stopped is None
+    if report.left == 0:
         finished = {name: done[name] for name in names if name in done}
         content = (
             _coco(finished, query)
