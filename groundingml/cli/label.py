@@ -214,7 +214,10 @@ def _label_project(
         _fail(str(error), 2)
     try:
         about = api.project(project)
-        config = parse_label_config(about["label_config"])
+        connected = api.backends(project)
+        # The connection's options are part of what the backend is asked, and of its version.
+        extra_params = connected[-1]["extra_params"] if connected else None
+        config = parse_label_config(about["label_config"], extra_params)
     except ApiError as error:
         missing = f"there is no project {project}, or this user may not see it"
         _fail(missing if error.status == 404 else str(error), 1)

@@ -132,6 +132,10 @@ class LabelStudioApi:
         )
         return list(found["tasks"]), int(found["total"])
 
+    def backends(self, project: int) -> list[dict[str, Any]]:
+        """The ML backends a project is connected to, each just checked by Label Studio, newest last."""
+        return sorted(self.get("/api/ml/", project=project), key=lambda backend: int(backend["id"]))
+
     def import_predictions(self, project: int, predictions: Sequence[dict[str, Any]]) -> int:
         """Store predictions, tried once only; how many were taken.
 

@@ -35,9 +35,14 @@ class BackendChecks:
         self.connected: dict[str, Any] | None = None
         """The backend as Label Studio describes it, when the project is connected to it."""
 
+    @property
+    def extra_params(self) -> Any:
+        """Options that the project's connection adds to its label config."""
+        return self._known["extra_params"] if self._known is not None else None
+
     def connection(self, label_config: str | None) -> Result:
         """Whether Label Studio reaches the backend; an address it does not have yet is tried and removed."""
-        backends = self._api.get("/api/ml/", project=self._project) if self._project is not None else []
+        backends = self._api.backends(self._project) if self._project is not None else []
         if self._url is not None:
             backends = [one for one in backends if _bare(one["url"]) == _bare(self._url)]
             if not backends:

@@ -179,7 +179,7 @@ class Diagnosis:
         if not self._about:
             return "skip", "needs the project", ""
         try:
-            config = parse_label_config(self._about["label_config"])
+            config = parse_label_config(self._about["label_config"], self._backends.extra_params)
         except LabelConfigError as error:
             return "fail", str(error), "change it under Settings, Labeling Interface"
         labels = [label.name for control in config.controls for label in control.labels]

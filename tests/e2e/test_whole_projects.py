@@ -109,14 +109,21 @@ def test_a_whole_project(
     label_studio.retrieve_predictions(project)
     assert len(label_studio.predictions(project)) == 3
 
+    options = {"url": backend.url, "project": project, "extra_params": {"threshold": 0.2}}
+    label_studio.api("PATCH", f"/api/ml/{connected['id']}", json=options)
+    version = label_studio.api("GET", f"/api/ml/?project={project}")[0]["model_version"]
+    assert version != report["model_version"]
+    status, report = command.run("label", "--project", project, "--filter", f"id = {cat}")
+    assert (status, report["labelled"], report["model_version"]) == (0, 1, version)
+
     changed = CONFIG.replace('value="Cat"', 'value="Cat" predicted_values="cat,kitten"')
     label_studio.api("PATCH", f"/api/projects/{project}/", json={"label_config": changed})
-    options = ("--project", project, "--filter", f"id != {broken}")
-    status, report = command.run("label", *options, "--only-missing")
+    others = ("--project", project, "--filter", f"id != {broken}")
+    status, report = command.run("label", *others, "--only-missing")
     assert (status, report["total"]) == (0, 0), "these tasks have predictions, of another version"
-    status, report = command.run("label", *options, "--filter", f"id <= {astronaut}")
+    status, report = command.run("label", *others, "--filter", f"id <= {astronaut}")
     assert (status, report["labelled"]) == (0, 2)
-    assert [len(found) for found in versions(label_studio, project).values()] == [2, 2, 1, 0]
+    assert [len(found) for found in versions(label_studio, project).values()] == [3, 2, 1, 0]
 
 
 def test_killed_in_the_middle_and_started_again(

@@ -74,6 +74,8 @@ class FakeLabelStudio:
             return 401, {"detail": "Invalid token."}
         if (method, path) == ("GET", "/api/projects/7/"):
             return 200, {"id": 7, "label_config": self.label_config, "model_version": ""}
+        if (method, path) == ("GET", "/api/ml/"):
+            return 200, []
         if (method, path) == ("GET", "/api/tasks") and query["project"] == "7":
             found = self._find(json.loads(query["query"]))
             page = found[: int(query["page_size"])]
@@ -143,7 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
             json.loads(body) if body else None,
             self.headers.get("Authorization", ""),
         )
-        data = content if isinstance(content, bytes) else json.dumps(content).encode() if content else b""
+        data = (
+            content
+            if isinstance(content, bytes)
+            else json.dumps(content).encode()
+            if content is not None
+            else b""
+        )
         try:
             self.send_response(status)
             for name, value in headers.items():
