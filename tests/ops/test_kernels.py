@@ -150,6 +150,30 @@ def test_points_outside_do_not_touch_infinite_pixels(make_inputs, cpu_capability
     assert torch.isfinite(inputs.call()).all()
 
 
+@pytest.mark.parametrize("queries", [3, 40])  # in place, packed
+@pytest.mark.parametrize("channels", [32, 5])
+def test_points_outside_give_no_gradient_even_if_it_is_infinite(
+    make_inputs, cpu_capability, channels, queries
+):
+    """Their weight is 0, and 0 * infinity is NaN: nothing may be added to the pixel at the border."""
+    inputs = make_inputs(levels=((4, 4),), channels=channels, queries=queries)
+    inputs.geometry[0][:] = 0.5  # between the four pixels in the middle
+    inputs.geometry[0][..., 1, :] = -7.0
+    inputs.geometry[0][:, 0] = 9.0
+    grad_output = torch.ones(2, queries, 3 * channels)
+    grad_output[:, 0] = math.inf  # of a query that samples nothing
+    grad_output[:, 1] = math.inf
+    grads = with_gradients(inputs, grad_output)[1:]
+    middle = torch.zeros(4, 4, dtype=torch.bool)
+    middle[1:3, 1:3] = True
+    assert (grads[0][:, ~middle.flatten()] == 0).all()
+    assert not grads[0][:, middle.flatten()].isfinite().any()
+    for grad in grads[1:]:
+        assert (grad[:, 0] == 0).all()
+        assert (grad[:, :, :, :, 1] == 0).all()
+        assert grad[:, 2:].isfinite().all()
+
+
 def test_a_nan_weight_is_not_hidden(make_inputs, cpu_capability):
     inputs = make_inputs(2)
     inputs.geometry[2][0, 0, 0, 0] = math.nan
