@@ -20,4 +20,13 @@ def main() -> None:
             f"groundingml: the command line needs the package {package!r}, which is not installed. "
             "Install it with: pip install 'groundingml[cli]'"
         )
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("httpx", "httpcore", "defusedxml"):
+            raise
+        sys.exit(
+            f"groundingml: this command needs the package {package!r}, which is not installed. "
+            "Install it with: pip install 'groundingml[serve]'"
+        )

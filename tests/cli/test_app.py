@@ -51,3 +51,15 @@ def test_without_its_libraries_the_command_says_what_to_install(package: str) ->
     assert f"needs the package {package!r}" in result.stderr
     assert "pip install 'groundingml[cli]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("package", ["httpx", "defusedxml"])
+def test_without_the_server_libraries_label_and_doctor_say_what_to_install(package: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from groundingml.cli import main;"
+        "sys.argv[1:] = ['doctor', '--url', 'http://127.0.0.1:9']; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"needs the package {package!r}" in result.stderr
+    assert "groundingml[serve]" in result.stderr
