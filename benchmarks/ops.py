@@ -9,7 +9,7 @@ Peers: transformers' `MultiScaleDeformableAttention` and, where it is installed,
 
 Shapes are Grounding DINO's at 800x1333: 8 heads of 32 channels, 4 levels, 4 points, float32. Encoder: one
 query for each of 22,223 pixels, offsets of sigma 4 pixels around it.
-Decoder: 900 queries, sigma 0.08 of the image.
+Decoder: 900 queries, sigma 0.08 of the image. "bfloat16 value": value, its gradient and the output stored so.
 
 Machines are shared, so what is compared is process CPU time, and all contestants take turns within one run.
 Reported: the median, and half the range between the quartiles. Wall time is kept beside it; with several
@@ -42,6 +42,12 @@ HEADS, CHANNELS, POINTS = 8, 32, 4
 PEERS = ("transformers", "torch-ms-deform-attn")
 
 Op = Callable[[Tensor, Tensor, Tensor], Tensor]  # value, sampling locations, attention weights
+
+
+@dataclass
+class Contestant:
+    op: Op
+    value_dtype: torch.dtype = torch.float32  # of value, its gradient and the output
 
 
 @dataclass
@@ -128,36 +134,45 @@ def usable_capabilities() -> list[str]:
 
 
 def measure(
-    contestants: dict[str, Op], shape: str, batch: int, mode: str, threads: int, quick: bool
+    contestants: dict[str, Contestant],
+    shape: str,
+    batch: int,
+    mode: str,
+    threads: int,
+    repetitions: int,
 ) -> list[Row]:
     torch.set_num_threads(threads)
-    inputs = make_inputs(shape, batch)
+    value, *geometry = make_inputs(shape, batch)
+    inputs = {dtype: (value.to(dtype), *geometry) for dtype in (torch.float32, torch.bfloat16)}
     if mode != "forward":
-        for tensor in inputs:
-            tensor.requires_grad_()
-    grad_output = torch.randn(batch, inputs[1].shape[1], HEADS * CHANNELS)
+        for tensors in inputs.values():
+            for tensor in tensors:
+                tensor.requires_grad_()
+    grad_output = torch.randn(batch, geometry[0].shape[1], HEADS * CHANNELS)
+    grad_outputs = {dtype: grad_output.to(dtype) for dtype in inputs}
 
-    def run(op: Op) -> None:
-        output = op(*inputs)
+    def run(contestant: Contestant) -> Tensor:
+        tensors = inputs[contestant.value_dtype]
+        output = contestant.op(*tensors)
         if mode != "forward":
-            torch.autograd.grad(output, inputs, grad_output)
+            torch.autograd.grad(output, tensors, grad_outputs[contestant.value_dtype])
+        return output.detach()
 
-    repetitions = (5 if quick else 9) if shape == "encoder" else (15 if quick else 41)
     expected = None
     with torch.set_grad_enabled(mode != "forward"):
-        for name, op in contestants.items():  # also the warm-up
-            output = op(*inputs).detach()
+        for name, contestant in contestants.items():  # also the warm-up
+            output = run(contestant).float()
             expected = output if expected is None else expected
+            tolerance = 1e-3 if contestant.value_dtype == torch.float32 else 3e-2
             torch.testing.assert_close(
-                output, expected, rtol=1e-3, atol=1e-3, msg=f"{name} computes something else"
+                output, expected, rtol=tolerance, atol=tolerance, msg=f"{name} computes something else"
             )
-            run(op)
         cpu: dict[str, list[float]] = {name: [] for name in contestants}
         wall: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(repetitions):
-            for name, op in contestants.items():
+            for name, contestant in contestants.items():
                 cpu_start, wall_start = time.process_time(), time.perf_counter()
-                run(op)
+                run(contestant)
                 cpu[name].append((time.process_time() - cpu_start) * 1e3)
                 wall[name].append((time.perf_counter() - wall_start) * 1e3)
     rows = []
@@ -219,6 +234,11 @@ def main() -> None:
         "--capabilities", nargs="+", help="avx512, avx2, default (default: all this processor has)"
     )
     parser.add_argument("--threads", nargs="+", type=int, help="default: 1 and all")
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        help="of an encoder, 5 times as many of a decoder (default: 9, or 5 with --quick)",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
@@ -226,21 +246,26 @@ def main() -> None:
     if not status.available:
         raise SystemExit(f"The compiled ops are missing: {status.reason}\nTo mend it: {status.remedy}")
     capabilities = arguments.capabilities or usable_capabilities()
-    contestants: dict[str, Op] = {"transformers": transformers_op()}
+    contestants = {"transformers": Contestant(transformers_op())}
     if (peer := torch_ms_deform_attn_op()) is not None:
-        contestants["torch-ms-deform-attn"] = peer
+        contestants["torch-ms-deform-attn"] = Contestant(peer)
     for capability in capabilities:
-        contestants[f"groundingml {capability}"] = our_op(capability)
+        contestants[f"groundingml {capability}"] = Contestant(our_op(capability))
+    contestants[f"groundingml {capabilities[0]}, bfloat16 value"] = Contestant(
+        our_op(capabilities[0]), torch.bfloat16
+    )
 
     processors = len(os.sched_getaffinity(0))
     threads = arguments.threads or ([1] if arguments.quick else sorted({1, processors}))
+    encoder_repetitions = arguments.repetitions or (5 if arguments.quick else 9)
     rows: list[Row] = []
     for count in threads:
         for batch in (1,) if arguments.quick else (1, 2):
             for shape in arguments.shapes:
                 for mode in ("forward", "forward+backward"):
                     print(f"measuring B{batch} {shape}, {mode}, {count} thread(s) ...", flush=True)
-                    rows += measure(contestants, shape, batch, mode, count, arguments.quick)
+                    repetitions = encoder_repetitions * (1 if shape == "encoder" else 5)
+                    rows += measure(contestants, shape, batch, mode, count, repetitions)
 
     print("\n" + table(rows, lambda row: row.cpu_ms, "Process CPU time") + "\n")
     print(table([row for row in rows if row.threads > 1], lambda row: row.wall_ms, "Wall time") + "\n")
