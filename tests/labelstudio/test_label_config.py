@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from groundingml.labelstudio.label_config import (
@@ -231,3 +233,11 @@ def test_the_label_for_what_matches_no_label() -> None:
 def test_refusals_say_what_is_wrong(xml: str, message: str) -> None:
     with pytest.raises(LabelConfigError, match=message):
         parse_label_config(xml)
+
+
+@pytest.mark.parametrize("name", ["label_config.xml", "label_config_all.xml"])
+def test_the_examples_can_be_used(name: str, photo_dir: Path) -> None:
+    config = parse_label_config((photo_dir.parent / name).read_text())
+    assert [control.name for control in config.controls] == ["label"]
+    assert config.unsupported == ()
+    assert len(config.prompts) == 1
