@@ -69,6 +69,44 @@ def test_json_with_output_saves_pictures_too(detect, photos: Path) -> None:  # t
     assert all(Path(picture).is_file() for picture in pictures)
 
 
+def test_workers_give_the_same_report_and_pictures(detect, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    (photos / "broken.jpg").write_bytes(b"no image")
+    reports = []
+    for workers in ("1", "2"):
+        question = (photos, "--labels", "cat, dog", "--threshold", "0", "--json", "--output", f"by {workers}")
+        result = detect(*question, "--workers", workers)
+        assert result.exit_code == 1, "one is broken"
+        reports.append(json.loads(result.stdout))
+        assert len(os.listdir(f"by {workers}")) == 2
+    here, workers_ = reports
+    assert here["errors"] == workers_["errors"]
+    assert len(here["images"]) == len(workers_["images"]) == 2
+    for one, other in zip(here["images"], workers_["images"], strict=True):
+        assert (one["file"], len(one["detections"])) == (other["file"], len(other["detections"]))
+        # Not for equality: this process may have computed with several threads.
+        scores = [[found["score"] for found in each["detections"]] for each in (one, other)]
+        assert scores[0] == pytest.approx(scores[1], abs=2e-5)
+
+
+def test_a_dead_worker_ends_the_run_and_is_named(  # type: ignore[no-untyped-def]
+    detect, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from groundingml import inference
+
+    def dies(*arguments: object, **options: object) -> object:
+        yield next(inference.bulk.detect_many(*arguments, **options))  # type: ignore[arg-type]
+        raise inference.WorkerError("worker 1 of 2 (process 7) was killed by SIGKILL")
+
+    monkeypatch.setattr(inference, "detect_many", dies)
+    result = detect(photos, "--labels", "cat", "--json")
+    assert result.exit_code == 1
+    assert "stopped after 1 of 2 images" in result.stderr
+    assert "worker 1 of 2 (process 7) was killed by SIGKILL" in result.stderr
+    report = json.loads(result.stdout)
+    assert len(report["images"]) == 1, "what was done is reported"
+    assert "SIGKILL" in report["stopped"]
+
+
 def test_output_file_decides_the_format(detect, photos: Path) -> None:  # type: ignore[no-untyped-def]
     assert detect(photos / "cat.jpg", "--labels", "cat", "-o", "new/boxes.png").exit_code == 0
     with Image.open("new/boxes.png") as picture:
@@ -153,6 +191,8 @@ def test_labels_file(detect, photos: Path, name: str, content: str, labels: obje
         (["nothing/*.jpg", "--labels", "cat"], 2, "no images found in nothing/*.jpg"),
         (["cat.jpg", "below/coffee.PNG", "--labels", "cat", "-o", "a.jpg"], 2, "name a folder"),
         (["cat.jpg", "--labels", "cat", "--threshold", "35"], 2, "--threshold"),
+        (["cat.jpg", "--labels", "cat", "--workers", "0"], 2, "--workers must be auto or a number"),
+        (["cat.jpg", "--labels", "cat", "--workers", "most"], 2, "--workers must be auto or a number"),
     ],
 )
 def test_errors_say_what_to_do(  # type: ignore[no-untyped-def]

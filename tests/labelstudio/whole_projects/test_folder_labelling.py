@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from groundingml import inference
 from groundingml.cli.files import find_images
 from groundingml.inference import load_image
 from groundingml.labelstudio.folder_labelling import FolderWork, config_for_labels, label_folder
@@ -110,6 +111,25 @@ def test_a_stopped_run_goes_on(work: Any, detector: Any, reader: Any, folder: Pa
     assert detector.sizes == [(101, 50), (102, 50)], "each image once over all runs"
     assert len(json.loads(work().output.read_text())) == 3
     assert not journal.exists()
+
+
+def test_a_dead_worker_stops_the_run_which_goes_on_later(
+    work: Any, detector: Any, reader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*arguments: Any, **options: Any) -> Any:
+        yield next(inference.bulk.detect_many(*arguments, **options))
+        raise inference.WorkerError("worker 1 of 2 (process 7) was killed by SIGKILL")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "detect_many", dies)
+        report = label_folder(reader, work())
+    assert report.stopped == "worker 1 of 2 (process 7) was killed by SIGKILL"
+    assert (report.interrupted, report.labelled, report.left) == (False, 1, 3)
+    assert not work().output.exists()
+    detector.sizes.clear()
+    report = label_folder(reader, work())
+    assert (report.stopped, report.already, len(detector.sizes)) == (None, 1, 2)
+    assert work().output.exists()
 
 
 @pytest.mark.parametrize("change", ["image", "model"])
