@@ -71,6 +71,7 @@ $(VENV)/.with-peers: $(VENV)/.with-bench
 bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (BENCH_DATA=folder of photos)
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/bulk.py
 	test ! -d '$(BENCH_DATA)/coco128' || $(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
 	$(BIN)/python benchmarks/report.py
 

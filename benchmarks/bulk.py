@@ -180,6 +180,7 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
         "machine": {"processor": names[0] if names else platform.machine(), "cores": len(usable_cores())},
+        "load_average": round(os.getloadavg()[0], 1),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "model": arguments.model,
         "labels": LABELS,

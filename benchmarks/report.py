@@ -36,6 +36,7 @@ def main() -> None:
     sections: dict[str, Callable[[Document], str]] = {
         "ops.json": op,
         "end_to_end.json": end_to_end,
+        "bulk.json": bulk,
         "embedded_model.json": nano,
     }
     parts = [INTRODUCTION]
@@ -124,6 +125,37 @@ def plot_network(rows: list[Document]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
     save(figure, "end_to_end.png")
+
+
+def bulk(document: Document) -> str:
+    """Many images: one process against a worker for each core."""
+    machine, versions = document["machine"], document["versions"]
+    lines = [
+        "| | images a second | CPU s for an image | start, s |",
+        "|---|---|---|---|",
+    ]
+    for name, figures in document["contestants"].items():
+        cells = (middle(figures[key]) for key in ("images_per_s", "cpu_s_per_image", "start_s"))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    wall = middle(document["images_per_s of workers over one thread"])
+    cpu = middle(document["cpu_s_per_image of one thread over workers"])
+    return "\n\n".join(
+        [
+            "## Many images",
+            f"`benchmarks/bulk.py`, {document['model']}, {len(document['labels'])} labels, decoding "
+            "included; median (lowest to highest).",
+            f"{machine['processor']}, {machine['cores']} cores, load average {document['load_average']}; "
+            f"python {versions['python']}, torch {versions['torch']}; {document['when']}",
+            "\n".join(lines),
+            f"Workers give **{wall}** times the images of one thread by the clock. By CPU time, which other "
+            f"programs disturb less, an image costs one thread {cpu} of what it costs a worker.",
+        ]
+    )
+
+
+def middle(figure: dict[str, float]) -> str:
+    """Median and range."""
+    return f"{figure['median']:g} ({figure['lowest']:g} to {figure['highest']:g})"
 
 
 def nano(document: Document) -> str:
