@@ -20,8 +20,8 @@ _OLD_LIMIT = 1 << 25  # what glibc before 2.34 takes at most
 def keep_freed_memory() -> bool:
     """Make the C library keep what is freed for what is allocated next, in the whole process, from now on.
 
-    The commands `detect` and `serve` call this when they start; importing groundingml does not, since it is
-    not a library's to decide. In a program of your own call it before the first model is loaded and before
+    The command `groundingml` calls this when it starts; importing the package does not, since it is not a
+    library's to decide. In a program of your own call it before the first model is loaded and before
     threads are started. The process then stays as large as it once was.
 
     Returns:
