@@ -11,8 +11,8 @@ from groundingml.memory import keep_freed_memory
 def main() -> None:
     """Entry point of the command; says what to install when the command line's own libraries are absent."""
     keep_freed_memory()
-    # Threads that wait for each other sleep instead of spinning, which would hold up whatever else the machine
-    # does, the other threads included. Read when PyTorch is imported.
+    # Threads that wait for each other sleep instead of spinning, which would hold up whatever else the
+    # machine does, the other threads included. Read when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from groundingml.cli.app import app
