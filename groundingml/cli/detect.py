@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from groundingml.cli.files import DrawnNames, find_images
+from groundingml.cli.options import Device, Model
 from groundingml.cli.question import read_question
 
 if TYPE_CHECKING:
@@ -58,18 +59,8 @@ def detect(
             help="Look at each photo in tiles of so many pixels too, for what is small in large photos.",
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            envvar="GROUNDINGML_MODEL",
-            help="Short name, hub id, folder or file of the model.",
-        ),
-    ] = "nano",
-    device: Annotated[
-        str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    model: Model = "nano",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from groundingml.cli.detect import load_detector
+from groundingml.cli.options import AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl
 
 if TYPE_CHECKING:
     from groundingml.labelstudio.diagnosis import Finding
@@ -20,20 +21,8 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
 def doctor(
-    url: Annotated[
-        str | None,
-        typer.Option(
-            envvar="LABEL_STUDIO_URL", show_envvar=True, help="Where Label Studio is: http://localhost:8080."
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="LABEL_STUDIO_API_KEY",
-            show_envvar=True,
-            help="Access token (the environment keeps it out of the process list).",
-        ),
-    ] = None,
+    url: LabelStudioUrl = None,
+    api_key: LabelStudioApiKey = None,
     project: Annotated[int | None, typer.Option("--project", "-p", min=1, help="Project to check.")] = None,
     backend_url: Annotated[
         str | None,
@@ -48,16 +37,8 @@ def doctor(
             help="For a prediction on this machine when no backend is connected.",
         ),
     ] = "nano",
-    device: Annotated[
-        str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="GROUNDINGML_ALLOW_HOST",
-            help="HOST or HOST:PORT with a private address that images may be read from; may be repeated.",
-        ),
-    ] = None,
+    device: Device = "auto",
+    allow_host: AllowHosts = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Check Label Studio, token, backend, images, label config, predictions and webhook, one after the other.

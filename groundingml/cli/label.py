@@ -21,6 +21,7 @@ from rich.table import Table
 
 from groundingml.cli.detect import load_detector, read_workers
 from groundingml.cli.files import find_images
+from groundingml.cli.options import AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
 from groundingml.cli.progress import LongRun
 from groundingml.cli.question import split_labels
 
@@ -41,20 +42,8 @@ class Format(str, Enum):
 
 
 def label(
-    url: Annotated[
-        str | None,
-        typer.Option(
-            envvar="LABEL_STUDIO_URL", show_envvar=True, help="Where Label Studio is: http://localhost:8080."
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="LABEL_STUDIO_API_KEY",
-            show_envvar=True,
-            help="Access token (the environment keeps it out of the process list).",
-        ),
-    ] = None,
+    url: LabelStudioUrl = None,
+    api_key: LabelStudioApiKey = None,
     project: Annotated[
         int | None, typer.Option("--project", "-p", min=1, help="Number of the project to label.")
     ] = None,
@@ -71,13 +60,7 @@ def label(
     batch: Annotated[
         int, typer.Option(min=1, max=500, help="Predictions stored by one request to Label Studio.")
     ] = 50,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="GROUNDINGML_ALLOW_HOST",
-            help="HOST or HOST:PORT with a private address that images may be read from; may be repeated.",
-        ),
-    ] = None,
+    allow_host: AllowHosts = None,
     folder: Annotated[
         Path | None, typer.Option("--folder", "-f", help="Label the images in this folder and below instead.")
     ] = None,
@@ -103,18 +86,8 @@ def label(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="For --folder: replace the output if it exists.")
     ] = False,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            envvar="GROUNDINGML_MODEL",
-            help="Short name, hub id, folder or file of the model.",
-        ),
-    ] = "nano",
-    device: Annotated[
-        str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    model: Model = "nano",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     workers: Annotated[
         str,

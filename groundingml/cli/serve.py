@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from groundingml.cli.options import AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
 from groundingml.labelstudio.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ GRACE_S = 30
 
 
 def serve(
-    model: Annotated[
-        str, typer.Option(envvar="GROUNDINGML_MODEL", help="Short name, hub id, folder or file of the model.")
-    ] = "nano",
+    model: Model = "nano",
     host: Annotated[
         str,
         typer.Option(
@@ -35,21 +34,9 @@ def serve(
     port: Annotated[
         int, typer.Option(envvar="GROUNDINGML_PORT", min=1, max=65535, help="Port to listen on.")
     ] = 9090,
-    device: Annotated[
-        str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
-    label_studio_url: Annotated[
-        str | None,
-        typer.Option(envvar="LABEL_STUDIO_URL", help="Where Label Studio is, such as http://localhost:8080."),
-    ] = None,
-    label_studio_api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="LABEL_STUDIO_API_KEY",
-            show_envvar=True,
-            help="Access token for uploaded images (the environment keeps it out of the process list).",
-        ),
-    ] = None,
+    device: Device = "auto",
+    label_studio_url: LabelStudioUrl = None,
+    label_studio_api_key: LabelStudioApiKey = None,
     basic_auth_user: Annotated[
         str | None,
         typer.Option(envvar="GROUNDINGML_BASIC_AUTH_USER", help="Ask for this user name on all but /health."),
@@ -58,13 +45,7 @@ def serve(
         Path | None,
         typer.Option(envvar="GROUNDINGML_BASIC_AUTH_PASS_FILE", help="File that holds the password for it."),
     ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="GROUNDINGML_ALLOW_HOST",
-            help="HOST or HOST:PORT with a private address that images may be read from; may be repeated.",
-        ),
-    ] = None,
+    allow_host: AllowHosts = None,
 ) -> None:
     """Serve the Label Studio ML backend."""
     try:

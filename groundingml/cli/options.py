@@ -1,0 +1,37 @@
+"""Options that several commands have, so that they are named and explained alike."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+LabelStudioUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LABEL_STUDIO_URL", show_envvar=True, help="Where Label Studio is: http://localhost:8080."
+    ),
+]
+LabelStudioApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LABEL_STUDIO_API_KEY",
+        show_envvar=True,
+        help="Access token (the environment keeps it out of the process list).",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", envvar="GROUNDINGML_MODEL", help="Short name, hub id, folder or file of the model."
+    ),
+]
+Device = Annotated[str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+AllowHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        envvar="GROUNDINGML_ALLOW_HOST",
+        help="HOST or HOST:PORT with a private address that images may be read from; may be repeated.",
+    ),
+]
