@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -157,8 +158,9 @@ class LabelStudio:
         assert answer.is_success, f"{method} {path} -> {answer.status_code}: {answer.text[:2000]}"
         return answer.json() if answer.content else None
 
+    @functools.cached_property
     def personal_access_token(self) -> str:
-        """A personal access token, made as a user does, in a logged-in session."""
+        """A personal access token, made as a user does, in a logged-in session. A user has one at a time."""
         with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as browser:
             browser.get("/user/login/")
             form = {

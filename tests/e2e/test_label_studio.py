@@ -173,7 +173,7 @@ def test_basic_auth_and_a_personal_access_token(
 ) -> None:
     password = tmp_path / "password"
     password.write_text("long and secret\n")
-    token = label_studio.personal_access_token()
+    token = label_studio.personal_access_token
     backend = start_backend(
         "--basic-auth-user",
         "ann",

@@ -90,7 +90,7 @@ def test_a_whole_project(
 ) -> None:
     cat, astronaut, coffee = label_studio.upload(project, photos)
     (broken,) = label_studio.import_tasks(project, [{"image": "/data/upload/1/no-such-file.jpg"}])
-    token = label_studio.personal_access_token()
+    token = label_studio.personal_access_token
     status, report = command.run("label", "--project", project, LABEL_STUDIO_API_KEY=token)
     assert status == 1, "one task failed"
     assert [entry["item"] for entry in report["failed"]] == [f"task {broken}"]
