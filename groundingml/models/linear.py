@@ -1,8 +1,8 @@
 """Linear layers at the speed of the processor.
 
-PyTorch's CPU builds multiply float32 matrices with MKL, which on AMD processors runs at less than half of
-what they can do (EPYC "Turin", one thread: 88 GFLOP/s). PyTorch carries oneDNN too, which is fast on all of
-them (205 GFLOP/s) and applies the activation on the way, without another pass over memory. Inductor calls it
+PyTorch's CPU builds multiply float32 matrices with MKL, which is slow on AMD processors. PyTorch carries
+oneDNN too, which is fast on all of them and applies the activation on the way, without another pass over
+memory (`benchmarks/end_to_end.py` measures the network that results). Inductor calls it
 by an op of its own; where nothing but a result is wanted, so do these layers. Training, autocast, GPUs,
 `torch.export` and `torch.compile` get the ordinary ops, which round differently in the last bits.
 """

@@ -117,8 +117,8 @@ class NameMemory(nn.Module):
 
     A phrase means the class of the most similar name, and to a lesser degree any class whose names are
     nearly as similar ("animal"); if no name is similar, or a name of something that the detector does not
-    know is more similar, it means none of them. On names kept out of the fit this does twice as well as a
-    linear map from phrase vectors to rows of the classifier, and gives known names exactly their class.
+    know is more similar, it means none of them. A linear map from phrase vectors to rows of the classifier
+    would blur known names; this gives them exactly their class.
     """
 
     SHARPNESS = 0.05
