@@ -1,7 +1,8 @@
 """Keeping freed memory instead of giving it back to the system after every layer.
 
 A network's forward pass frees and asks for the same tens of megabytes hundreds of times. glibc returns such
-blocks to the system at once and gets them back page by page, zeroed. `benchmarks/end_to_end.py` measures both.
+blocks to the system at once and gets them back page by page, zeroed.
+`benchmarks/end_to_end.py` measures both.
 """
 
 from __future__ import annotations
