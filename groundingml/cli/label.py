@@ -263,7 +263,7 @@ def _label_folder(
     stop = threading.Event()
     work = FolderWork(folder, files, config, output, output_format.value, prefix)
     try:
-        detector.plan(labels=detector_labels(query, detector.default_threshold))
+        detector.plan(labels=detector_labels(query, detector.thresholds))
         with LongRun(str(folder), "images", shown) as progress, _stopping(stop, shown):
             report = label_folder(
                 detector, work, is_stopped=stop.is_set, on_start=progress.begin, on_image=progress.advance,

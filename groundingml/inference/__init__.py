@@ -9,6 +9,7 @@ from groundingml.inference.images import ImageError, ImageSource, load_image
 from groundingml.inference.labels import Label, Labels, prompt_digest
 from groundingml.inference.phrases import Phrase, extract_phrases
 from groundingml.inference.prompts import PromptError
+from groundingml.inference.thresholds import Thresholds
 from groundingml.inference.tiling import Tiling
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Labels",
     "Phrase",
     "PromptError",
+    "Thresholds",
     "Tiling",
     "WorkerError",
     "detect_many",

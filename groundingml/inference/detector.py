@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,6 +23,7 @@ from groundingml.inference.merging import keep_after_merge, not_suppressed
 from groundingml.inference.preprocessing import preprocess, resized_size
 from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, Tokenizer
 from groundingml.inference.scoring import Candidates, select_candidates
+from groundingml.inference.thresholds import Thresholds, read_label_thresholds
 from groundingml.inference.tiling import MOST_BOXES, Tiling, as_tiling, merge_views
 from groundingml.models.glip import Glip, GlipConfig, GlipOutput
 
@@ -62,6 +63,7 @@ class Detector:
         dtype: "auto" and "float32" compute in fp32, "float16" and "bfloat16" under autocast.
         checkpoint_digest: identifies the weights.
         name: what to call the detector, e.g. where its weights came from.
+        label_thresholds: label name -> least score, used where a call gives none; the model's own otherwise.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Detector:
         dtype: str = "auto",
         checkpoint_digest: str = "",
         name: str = "custom",
+        label_thresholds: Mapping[str, float] | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self._low_precision = _resolve_precision(dtype)
@@ -81,6 +84,7 @@ class Detector:
         self.checkpoint_digest = checkpoint_digest
         self.name = name
         self.default_threshold: float = self.config.default_threshold
+        self.thresholds = Thresholds(self.default_threshold, dict(label_thresholds or {}))
         most = self.config.max_detections if isinstance(self.config, GlipConfig) else MOST_DETECTIONS
         self._most = min(most, MOST_DETECTIONS)
         self._planner = PromptPlanner(tokenizer, self.config.max_text_len, self.config.delimiter_token_ids)
@@ -100,7 +104,7 @@ class Detector:
         Raises:
             What ``groundingml.models.load_model`` raises; ValueError for an unknown or missing device.
         """
-        from groundingml.models import checkpoint_digest, load_model, load_tokenizer
+        from groundingml.models import checkpoint_digest, load_model, load_tokenizer, model_folder
 
         place = resolve_device(
             device
@@ -113,6 +117,7 @@ class Detector:
             dtype=dtype,
             checkpoint_digest=checkpoint_digest(source),
             name=str(source),
+            label_thresholds=read_label_thresholds(model_folder(source)),
         )
 
     def __repr__(self) -> str:
@@ -164,7 +169,8 @@ class Detector:
             labels: names, or a mapping from names to prompts. Exactly one of ``labels`` and ``caption`` is
                 needed.
             caption: an English sentence whose noun phrases are looked for; they become the labels.
-            threshold: least score, in 0..1; by default the model's. A label's own threshold takes precedence.
+            threshold: least score, in 0..1; by default the model's, which may differ by label (`thresholds`).
+                A label's own threshold takes precedence.
             batch_size: images of equal size computed together; by default 1 on a CPU, where more does not
                 pay, and 8 on a GPU.
             merge_iou: overlap, in 0..1, from which on boxes of one label are one object.
@@ -220,10 +226,12 @@ class Detector:
         self._texts.clear()
 
     def _thresholds(self, plan: PromptPlan, threshold: float | None) -> Tensor:
-        threshold = self.default_threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
+        if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in 0..1, got {threshold}")
-        values = [threshold if label.threshold is None else label.threshold for label in plan.asked]
+        general = self.thresholds if threshold is None else Thresholds(threshold)
+        values = [
+            general.of(label.name) if label.threshold is None else label.threshold for label in plan.asked
+        ]
         # A box of a negative prompt matters when it is better than one of a label that it is for.
         values += [min(values[number] for number in numbers) for numbers in plan.negatives.values()]
         return torch.tensor(values, device=self.device)

@@ -27,7 +27,7 @@ from groundingml.labelstudio.prompts import Query, query_for_labels
 from groundingml.labelstudio.versions import model_version
 
 if TYPE_CHECKING:
-    from groundingml.inference import Detections, Detector
+    from groundingml.inference import Detections, Detector, Thresholds
 
 Format = Literal["label-studio", "coco"]
 
@@ -108,7 +108,7 @@ def label_folder(
     done = dict(_read_journal(work.journal, version, names))
     report = LabellingReport(version, total=len(names) - len(done), already=len(done))
     on_start(report.total)
-    wanted, options = detector_labels(query, detector.default_threshold), detector_options(query)
+    wanted, options = detector_labels(query, detector.thresholds), detector_options(query)
     todo = [name for name in names if name not in done]
     stamps: dict[str, list[int]] = {}
 
@@ -142,7 +142,7 @@ def label_folder(
         content = (
             _coco(finished, query)
             if work.format == "coco"
-            else _import_file(finished, query, version, detector.default_threshold, work.url_prefix)
+            else _import_file(finished, query, version, detector.thresholds, work.url_prefix)
         )
         _write(work.output, json.dumps(content, ensure_ascii=False, indent=1))
         work.journal.unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def _append(journal: TextIO, record: dict[str, Any]) -> None:
 
 
 def _import_file(
-    done: dict[str, dict[str, Any]], query: Query, version: str, default_threshold: float, url_prefix: str
+    done: dict[str, dict[str, Any]], query: Query, version: str, thresholds: Thresholds, url_prefix: str
 ) -> list[dict[str, Any]]:
     """Tasks with predictions, as Label Studio imports them."""
     return [
@@ -211,7 +211,7 @@ def _import_file(
             "data": {query.image.key: url_prefix + quote(name)},
             "predictions": [
                 prediction(
-                    regions_from_detections(_detections(found), query, default_threshold),
+                    regions_from_detections(_detections(found), query, thresholds),
                     version,
                     query.options.task_score,
                 )

@@ -17,14 +17,14 @@ from groundingml.labelstudio.config_options import TaskScore
 from groundingml.labelstudio.prompts import Query, Target
 
 if TYPE_CHECKING:
-    from groundingml.inference import Detections
+    from groundingml.inference import Detections, Thresholds
 
 MIN_SIDE_PIXELS = 0.5
 """Boxes thinner than this after clipping are dropped: they are outside the image, or nothing to see."""
 
 
 def regions_from_detections(
-    detections: Detections, query: Query, default_threshold: float
+    detections: Detections, query: Query, thresholds: Thresholds
 ) -> list[dict[str, Any]]:
     """Label Studio regions for one image's detections, best first.
 
@@ -35,7 +35,7 @@ def regions_from_detections(
         detections: boxes in pixels of the upright image, labelled with the names of ``query``'s wanted
             things.
         query: what had been asked for.
-        default_threshold: of labels and controls that set none.
+        thresholds: the detector's, for labels and controls that set none.
     """
     height, width = (int(side) for side in detections.image_size)
     targets = {wanted.name: wanted.targets for wanted in query.wanted}
@@ -46,7 +46,7 @@ def regions_from_detections(
             continue
         clipped_score = min(max(float(score), 0.0), 1.0)
         for target in targets[name]:
-            threshold = default_threshold if target.threshold is None else target.threshold
+            threshold = thresholds.of(name) if target.threshold is None else target.threshold
             if clipped_score >= threshold:
                 regions += _regions(value, clipped_score, target, width, height)
     return sorted(regions, key=lambda region: -region["score"])

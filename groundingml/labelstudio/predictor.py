@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from groundingml.inference import ImageError, Label, PromptError
+from groundingml.inference import ImageError, Label, PromptError, Thresholds
 from groundingml.labelstudio.addresses import FetchError
 from groundingml.labelstudio.editor_actions import (
     DrawnRectangle,
@@ -147,8 +147,8 @@ class Predictor:
         picture: Image.Image = await asyncio.get_running_loop().run_in_executor(
             self._fetch_threads, self._fetcher.fetch, data[query.image.key]
         )
-        default_threshold = (await self._worker.ready(0)).default_threshold
-        labels, options = detector_labels(query, default_threshold), detector_options(query)
+        thresholds = (await self._worker.ready(0)).thresholds
+        labels, options = detector_labels(query, thresholds), detector_options(query)
         area = (0, 0, *picture.size) if inside is None else inside.area(*picture.size)
         if area is None:
             return []
@@ -158,7 +158,7 @@ class Predictor:
             )
         if inside is not None:
             detections = detections.moved(area[:2], (picture.height, picture.width))
-        return regions_from_detections(detections, query, default_threshold)
+        return regions_from_detections(detections, query, thresholds)
 
 
 async def _item_or_failure(
@@ -190,13 +190,13 @@ def _task_data(task: Any) -> dict[str, Any]:
     return data
 
 
-def detector_labels(query: Query, default_threshold: float) -> list[Label]:
+def detector_labels(query: Query, own: Thresholds) -> list[Label]:
     """What the detector is asked for; a thing wanted by several controls with the lowest of their
     thresholds."""
     labels = []
     for wanted in query.wanted:
         thresholds = (target.threshold for target in wanted.targets)
-        lowest = min(default_threshold if threshold is None else threshold for threshold in thresholds)
+        lowest = min(own.of(wanted.name) if threshold is None else threshold for threshold in thresholds)
         labels.append(Label(wanted.name, wanted.prompts, lowest, wanted.negative_prompts))
     return labels
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BERT_POSITIONS = 512
+FITTED_THRESHOLDS = "thresholds.json"
 _Network = TypeVar("_Network", GroundingDino, Glip)
 _SIZES = ("family", "d_model", "num_levels", "num_queries", "encoder_layers", "decoder_layers")
 
@@ -85,9 +86,12 @@ def load_tokenizer(source: str | Path) -> FastTokenizer | PreTrainedTokenizerFas
 
 
 def checkpoint_digest(source: str | Path) -> str:
-    """12 hexadecimal digits that identify the weights: of the file's SHA-256, or of the shards' together."""
+    """12 hexadecimal digits that identify what decides a model's answers: the SHA-256 of its weights, or of
+    several files' together, which are its shards and the thresholds that were fitted for it."""
+    files = resolve(source)
+    fitted = [] if files.folder is None else [files.folder / FITTED_THRESHOLDS]
     digests = []
-    for file in sorted(resolve(source).weights):
+    for file in [*sorted(files.weights), *(file for file in fitted if file.is_file())]:
         digest = hashlib.sha256()
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -95,6 +99,11 @@ def checkpoint_digest(source: str | Path) -> str:
         digests.append(digest.hexdigest())
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return whole[:12]
+
+
+def model_folder(source: str | Path) -> Path | None:
+    """The folder that a model's files lie in; None for a single file that belongs to none."""
+    return resolve(source).folder
 
 
 def _read_config(files: CheckpointFiles) -> dict[str, Any] | None:

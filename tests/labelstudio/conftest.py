@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from groundingml.inference import Detections, Detector, Label
+from groundingml.inference import Detections, Detector, Label, Thresholds
 from groundingml.labelstudio import Settings, create_app
 
 CONFIG = """<View>
@@ -42,6 +42,7 @@ class KnownDetector:
         self.found = found
         self.checkpoint_digest = digest
         self.default_threshold = 0.3
+        self.thresholds = Thresholds(0.3)
         self.asked: list[list[Label]] = []
         self.sizes: list[tuple[int, int]] = []
         self.options: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from groundingml.inference import Detections
+from groundingml.inference import Detections, Thresholds
 from groundingml.labelstudio.label_config import parse_label_config
 from groundingml.labelstudio.predictions import (
     failed_prediction,
@@ -33,7 +33,7 @@ def regions(query: Query, boxes: list[Any], scores: list[float], labels: list[st
         np.zeros(len(labels), dtype=np.int64),
         (400, 200),
     )
-    return regions_from_detections(found, query, 0.3)
+    return regions_from_detections(found, query, Thresholds(0.3))
 
 
 def test_a_box_in_percent_of_the_image(query: Query) -> None:
