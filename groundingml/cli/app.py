@@ -10,6 +10,7 @@ import groundingml
 from groundingml.cli.detect import detect
 from groundingml.cli.doctor import doctor
 from groundingml.cli.env import env
+from groundingml.cli.evaluate import evaluate
 from groundingml.cli.label import label
 from groundingml.cli.serve import serve
 
@@ -56,5 +57,6 @@ def _options(
 app.command()(detect)
 app.command()(serve)
 app.command()(label)
+app.command()(evaluate)
 app.command()(doctor)
 app.command()(env)

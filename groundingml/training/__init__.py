@@ -13,7 +13,7 @@ from groundingml.training.checkpoint import CheckpointError
 from groundingml.training.coco import CocoAnnotations, DatasetError, ImageRecord, read_coco
 from groundingml.training.dataset import Augmentation, CocoDataset, Sample, TrainingSet, View
 from groundingml.training.denoising import DenoisingConfig
-from groundingml.training.evaluation import Evaluation, evaluate_detector
+from groundingml.training.evaluation import Evaluation, evaluate_detector, score_detections
 from groundingml.training.feature_cache import CachedBackbone
 from groundingml.training.losses import LossConfig
 from groundingml.training.matcher import HungarianMatcher
@@ -43,4 +43,5 @@ __all__ = [
     "evaluate_detector",
     "load_weights",
     "read_coco",
+    "score_detections",
 ]

@@ -1,7 +1,7 @@
 """COCO average precision of a detector, asked exactly as it is asked when serving."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class LabelScore:
 @dataclass(frozen=True)
 class Evaluation:
     """COCO's numbers, in 0..1: means over the labels that have boxes. recall: with at most 100 boxes an image
-    and label."""
+    and label. curves: label -> precision at the recalls 0, 0.01 ... 1, at IoU 0.50."""
 
     map: float
     map50: float
@@ -30,6 +30,7 @@ class Evaluation:
     recall: float
     labels: dict[str, LabelScore]
     images: int
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """The means by name, as the trainer's ``evaluate`` returns them."""
@@ -51,22 +52,31 @@ def evaluate_detector(
     precision wants all, so 0. on_image: called with the number of images done.
     Raises ImportError when faster-coco-eval is missing; ValueError when no image has a box.
     """
-    coco, coco_eval = _import_faster_coco_eval()
-    if not any(record.boxes_xyxy for record in annotations.records):
-        raise ValueError("there is not one box to compare with, so there is no average precision")
-    category_ids = {name: number for number, name in enumerate(annotations.names, start=1)}
+    _import_faster_coco_eval()  # what is missing is said before the detector has worked for nothing
+    _need_boxes(annotations)
     labels = {name: tuple((prompts or {}).get(name, (name,))) for name in annotations.names}
 
-    found: list[dict[str, Any]] = []
+    found: list[Detections] = []
     size = batch_size or 1
     for start in range(0, len(annotations.records), size):
         records = annotations.records[start : start + size]
-        answers: list[Detections] = detector([r.path for r in records], labels=labels, threshold=threshold)
-        for offset, detections in enumerate(answers, start=start + 1):
-            found += detections.to_coco(offset, category_ids)
+        found += detector([r.path for r in records], labels=labels, threshold=threshold)
         if on_image is not None:
             on_image(start + len(records))
+    return score_detections(annotations, found)
 
+
+def score_detections(annotations: CocoAnnotations, detections: Sequence[Detections]) -> Evaluation:
+    """Average precision of what was found in the images of ``annotations``, in their order, under its names.
+
+    Raises as ``evaluate_detector`` does.
+    """
+    coco, coco_eval = _import_faster_coco_eval()
+    _need_boxes(annotations)
+    category_ids = {name: number for number, name in enumerate(annotations.names, start=1)}
+    found = [
+        box for number, one in enumerate(detections, start=1) for box in one.to_coco(number, category_ids)
+    ]
     truth = coco(_ground_truth(annotations, category_ids))
     evaluation = coco_eval(truth, truth.loadRes(found), iouType="bbox", print_function=_say_nothing)
     evaluation.evaluate()
@@ -90,7 +100,17 @@ def evaluate_detector(
         recall=float(recall[:, seen].mean()),
         labels=scores,
         images=len(annotations.records),
+        curves={
+            name: tuple(float(value) for value in precision[0, :, k])
+            for k, name in enumerate(annotations.names)
+            if name in scores
+        },
     )
+
+
+def _need_boxes(annotations: CocoAnnotations) -> None:
+    if not any(record.boxes_xyxy for record in annotations.records):
+        raise ValueError("there is not one box to compare with, so there is no average precision")
 
 
 def _import_faster_coco_eval() -> tuple[Any, Any]:
