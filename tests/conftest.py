@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -23,6 +26,29 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder} (set GROUNDINGML_TEST_DATA to its folder)")
     return folder
+
+
+def _postgresql_module() -> ModuleType:
+    # Tests are imported by file, so they cannot import each other by name.
+    spec = importlib.util.spec_from_file_location("tests_postgresql", REPOSITORY / "tests" / "postgresql.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """A running PostgreSQL; tests skip where it is not installed."""
+    with _postgresql_module().running_postgresql() as url:
+        yield url
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """An empty database of that PostgreSQL."""
+    return _postgresql_module().new_database(postgresql_server)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

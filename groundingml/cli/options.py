@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,5 +34,23 @@ AllowHosts = Annotated[
         "--allow-host",
         envvar="GROUNDINGML_ALLOW_HOST",
         help="HOST or HOST:PORT with a private address that images may be read from; may be repeated.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="GROUNDINGML_DATA_DIR",
+        show_envvar=True,
+        file_okay=False,
+        help="Folder for database, versions, runs and cached images (else ~/.local/share/groundingml).",
+    ),
+]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="GROUNDINGML_STORE",
+        show_envvar=True,
+        help="Database instead of the data folder's SQLite file: postgresql://user:password@host/name.",
     ),
 ]

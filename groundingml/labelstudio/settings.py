@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -28,6 +29,11 @@ class Settings:
 
     allow_hosts: tuple[str, ...] = ()
     """HOST or HOST:PORT entries that images may be fetched from although their address is private."""
+
+    data_dir: Path | None = None
+    """Folder of the database, versions, runs and cached images; None for the default one."""
+    store_url: str | None = field(default=None, repr=False)
+    """Database instead of the SQLite file in ``data_dir``."""
 
     load_wait_s: float = 60.0
     """How long /predict waits for a model that is still loading before it answers 503."""
