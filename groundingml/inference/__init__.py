@@ -5,7 +5,6 @@ from groundingml.inference.bulk import WorkerError, detect_many
 from groundingml.inference.bulk_worker import BulkResult
 from groundingml.inference.detections import Detections
 from groundingml.inference.detector import Detector
-from groundingml.inference.encoded_image import EncodedImage
 from groundingml.inference.images import ImageError, ImageSource, load_image
 from groundingml.inference.labels import Label, Labels, prompt_digest
 from groundingml.inference.phrases import Phrase, extract_phrases
@@ -17,7 +16,6 @@ __all__ = [
     "BulkResult",
     "Detections",
     "Detector",
-    "EncodedImage",
     "ImageError",
     "ImageSource",
     "Label",

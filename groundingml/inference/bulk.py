@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from groundingml.inference.bulk_worker import BulkResult, ReadImage, Setup, detect_image, read_image
-from groundingml.inference.detector import Detector
-from groundingml.inference.devices import resolve_device
+from groundingml.inference.detector import Detector, resolve_device
 from groundingml.inference.images import ImageError, ImageSource
 from groundingml.inference.labels import Labels
 from groundingml.inference.processors import memory_left, peak_memory, usable_cores
