@@ -169,9 +169,9 @@ def runs_without_owner(session: Session, lives: Callable[[int], bool]) -> Sequen
     return [run for run in unfinished_runs(session) if not is_owned(run, lives)]
 
 
-def _lock_device(session: Session, host: str) -> None:
-    """Two processes must not both see the device free. SQLite's write transactions exclude each other
-    anyway."""
+def _lock(session: Session, what: str) -> None:
+    """Until the transaction ends, no other one looks at the same: two must not both see a device free, or no
+    run waiting. SQLite's write transactions exclude each other anyway."""
     if session.get_bind().dialect.name == "postgresql":
         number = zlib.crc32(what.encode())
         session.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
