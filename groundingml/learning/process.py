@@ -6,9 +6,8 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -29,9 +28,9 @@ def default_threads() -> int:
 
 
 def start_process(
-    module: str, run_id: int, folder: Path, environment: Mapping[str, str], threads: int | None = None
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], threads: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -m module RUN_ID`` for a run, in a session of its own, its output in the run's folder.
+    """Start a run's process, in a session of its own, with its output in the run's folder.
 
     environment: added to this process's; it holds what must not be seen in the process list.
     """
@@ -39,7 +38,7 @@ def start_process(
     count = str(threads or default_threads())
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(run_id)],
+            command,
             env={**os.environ, **environment, "OMP_NUM_THREADS": count, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
