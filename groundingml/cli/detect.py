@@ -17,13 +17,13 @@ from rich.progress import track
 from rich.table import Table
 
 from groundingml.cli.files import DrawnNames, find_images
-from groundingml.cli.options import Device, Model
+from groundingml.cli.options import AllowCloud, Device, Model
 from groundingml.cli.question import read_question
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groundingml.inference import BulkResult, Detections, Detector, Tiling
+    from groundingml.inference import BulkResult, Detections, ObjectDetector, Tiling
 
 _MOST_ROWS = 200  # of the table; --json lists everything
 _INTERRUPTED = 130  # the exit status that shells give a command ended by Ctrl-C
@@ -61,6 +61,7 @@ def detect(
     ] = None,
     model: Model = "nano",
     device: Device = "auto",
+    allow_cloud: AllowCloud = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -116,7 +117,7 @@ def detect(
         _fail(str(error), 2)
 
     shown = Console(stderr=True)
-    detector = load_detector(model, device, shown)
+    detector = load_detector(model, device, shown, allow_cloud)
     from groundingml.inference import detect_many
 
     try:
@@ -158,7 +159,7 @@ class _Run:
 def _run(
     found: Generator[BulkResult, None, None], files: list[Path], names: DrawnNames | None, shown: Console
 ) -> _Run:
-    from groundingml.inference import WorkerError
+    from groundingml.inference import RunStopped
 
     run = _Run()
     try:
@@ -166,7 +167,7 @@ def _run(
             _take(result, files[result.number], names, run)
     except KeyboardInterrupt:
         run.interrupted = True
-    except (WorkerError, OSError) as error:  # a worker died, or could not be started
+    except (RunStopped, OSError) as error:  # a worker died or could not be started, a service refuses
         run.stopped = str(error)
     finally:
         found.close()
@@ -240,14 +241,14 @@ def _umask() -> int:
     return mask
 
 
-def load_detector(model: str, device: str, shown: Console) -> Detector:
+def load_detector(model: str, device: str, shown: Console, allow_cloud: bool = False) -> ObjectDetector:
     """Load the model a command was asked for, or end the command saying why it cannot."""
     status = shown.status(f"Loading {model} ...") if shown.is_terminal else nullcontext()
     try:
         with status:
-            from groundingml.inference import Detector
+            from groundingml import inference
 
-            return Detector.from_pretrained(model, device=device)
+            return inference.load_detector(model, device, allow_cloud=allow_cloud)
     except (ValueError, OSError) as error:  # CheckpointError and an unknown device are ValueErrors
         _fail(str(error), 1)
     except KeyboardInterrupt:
@@ -263,7 +264,7 @@ def _read_tiling(tile: str | None) -> Tiling | None:
 
 
 def _report(
-    run: _Run, detector: Detector, question: dict[str, Any], arguments: dict[str, Any]
+    run: _Run, detector: ObjectDetector, question: dict[str, Any], arguments: dict[str, Any]
 ) -> dict[str, Any]:
     threshold, tiling = arguments["threshold"], arguments["tile"]
     return {

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from groundingml.cli.options import Device, Model
+from groundingml.cli.options import AllowCloud, Device, Model
 from groundingml.cli.progress import LongRun
 from groundingml.cli.question import read_labels
 
@@ -27,6 +27,7 @@ def evaluate(
     images: Annotated[Path, typer.Option(help="Folder that the file names in it are relative to.")],
     model: Model = "nano",
     device: Device = "auto",
+    allow_cloud: AllowCloud = False,
     prompts: Annotated[
         Path | None,
         typer.Option(help='What to ask for a label: a .json object such as {"RBC": "red blood cell"}.'),
@@ -74,7 +75,7 @@ def evaluate(
 
     from groundingml.cli.detect import load_detector
 
-    detector = load_detector(model, device, shown)
+    detector = load_detector(model, device, shown, allow_cloud)
     from groundingml.learning.measuring import as_json as numbers
     from groundingml.learning.measuring import measure
     from groundingml.learning.report import write_report

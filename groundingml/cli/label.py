@@ -21,12 +21,12 @@ from rich.table import Table
 
 from groundingml.cli.detect import load_detector, read_workers
 from groundingml.cli.files import find_images
-from groundingml.cli.options import AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
+from groundingml.cli.options import AllowCloud, AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
 from groundingml.cli.progress import LongRun
 from groundingml.cli.question import split_labels
 
 if TYPE_CHECKING:
-    from groundingml.inference import Detector
+    from groundingml.inference import ObjectDetector
     from groundingml.labelstudio.label_config import LabelConfig
     from groundingml.labelstudio.labelling_report import LabellingReport
 
@@ -88,6 +88,7 @@ def label(
     ] = False,
     model: Model = "nano",
     device: Device = "auto",
+    allow_cloud: AllowCloud = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     workers: Annotated[
         str,
@@ -115,12 +116,13 @@ def label(
     """
     shown = Console(stderr=True)
     logging.basicConfig(level=logging.ERROR, format="groundingml: %(message)s")
+    logging.getLogger("groundingml.inference.cloud_detector").setLevel(logging.WARNING)
     if (folder is None) == (project is None):
         _fail("say what to label with one of --project and --folder", 2)
     if folder is not None:
         report = _label_folder(
             folder, labels, label_config, output, output_format, image_url_prefix, overwrite,
-            lambda: load_detector(model, device, shown), shown, model, workers,
+            lambda: load_detector(model, device, shown, allow_cloud), shown, model, workers,
         )  # fmt: skip
     else:
         assert project is not None
@@ -128,7 +130,7 @@ def label(
             _fail("--labels, --label-config and --output go with --folder; a project has its own labels", 2)
         report = _label_project(
             url, api_key, project, only_missing, filters or [], batch, tuple(allow_host or ()),
-            model, device, shown,
+            model, device, allow_cloud, shown,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
@@ -154,6 +156,7 @@ def _label_project(
     allow_hosts: tuple[str, ...],
     model: str,
     device: str,
+    allow_cloud: bool,
     shown: Console,
 ) -> LabellingReport:
     if not url or not api_key:
@@ -196,7 +199,7 @@ def _label_project(
         _fail(missing if error.status == 404 else str(error), 1)
     except LabelConfigError as error:
         _fail(f"project {project}: {error}", 1)
-    worker = ModelWorker(model, device, load_detector(model, device, shown))
+    worker = ModelWorker(model, device, load_detector(model, device, shown, allow_cloud))
     assert worker.checkpoint_digest is not None, "the detector is loaded"
     predictor = Predictor(settings, worker)
     version = model_version(worker.checkpoint_digest, config)
@@ -259,7 +262,7 @@ def _label_folder(
     prefix = image_url_prefix
     if prefix is None:
         prefix = f"/data/local-files/?d={quote(name)}/"
-    detector: Detector = load()
+    detector: ObjectDetector = load()
     stop = threading.Event()
     work = FolderWork(folder, files, config, output, output_format.value, prefix)
     try:

@@ -24,7 +24,10 @@ LabelStudioApiKey = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", envvar="GROUNDINGML_MODEL", help="Short name, hub id, folder or file of the model."
+        "--model",
+        "-m",
+        envvar="GROUNDINGML_MODEL",
+        help="Short name, hub id, folder or file of the model; hf:ID or api:NAME for others' (see models).",
     ),
 ]
 Device = Annotated[str, typer.Option(envvar="GROUNDINGML_DEVICE", help="auto, cpu, cuda or cuda:N.")]
@@ -52,5 +55,14 @@ StoreUrl = Annotated[
         envvar="GROUNDINGML_STORE",
         show_envvar=True,
         help="Database instead of the data folder's SQLite file: postgresql://user:password@host/name.",
+    ),
+]
+AllowCloud = Annotated[
+    bool,
+    typer.Option(
+        "--allow-cloud",
+        envvar="GROUNDINGML_ALLOW_CLOUD",
+        show_envvar=True,
+        help="Images may leave this machine: for models that a vendor runs, --model api:...",
     ),
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from groundingml.cli.options import AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
+from groundingml.cli.options import AllowCloud, AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
 from groundingml.labelstudio.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def serve(
         typer.Option(envvar="GROUNDINGML_BASIC_AUTH_PASS_FILE", help="File that holds the password for it."),
     ] = None,
     allow_host: AllowHosts = None,
+    allow_cloud: AllowCloud = False,
 ) -> None:
     """Serve the Label Studio ML backend."""
     try:
@@ -57,6 +58,7 @@ def serve(
             basic_auth_user=basic_auth_user or None,
             basic_auth_password=_read_password(basic_auth_pass_file),
             allow_hosts=tuple(allow_host or ()),
+            allow_cloud=allow_cloud,
         )
     except SettingsError as error:
         _fail(str(error))

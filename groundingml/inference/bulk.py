@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from groundingml.inference.bulk_worker import BulkResult, ReadImage, Setup, detect_image, read_image
-from groundingml.inference.detector import Detector, resolve_device
+from groundingml.inference.devices import resolve_device
 from groundingml.inference.images import ImageError, ImageSource
 from groundingml.inference.labels import Labels
+from groundingml.inference.loading import load_detector, runs_elsewhere
+from groundingml.inference.object_detector import ObjectDetector, RunStopped
 from groundingml.inference.processors import memory_left, peak_memory, usable_cores
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ _GPU_READERS = 4
 _MEMORY_SHARE = 0.8  # of what is left, for all workers together
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunStopped):
     """A worker process ended before its work did; the message names it and the image it had."""
 
 
@@ -58,7 +60,7 @@ def detect_many(
     threshold: float | None = None,
     *,
     workers: Workers = "auto",
-    detector: Detector | None = None,
+    detector: ObjectDetector | None = None,
     count: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -76,7 +78,7 @@ def detect_many(
     Breaking off (``close()``, an exception, Ctrl-C, even the death of this process) ends all workers.
 
     Args:
-        source: the model, as ``Detector.from_pretrained`` takes it; each worker maps its file. None for
+        source: the model, as ``load_detector`` takes it; each worker maps its file. None for
             a ``detector`` that comes from no file: then this process does everything.
         images: what ``Detector`` takes. Paths are cheap; pixels are sent to the workers.
         labels, caption, threshold, options: as in a call of ``Detector``.
@@ -85,12 +87,12 @@ def detect_many(
             core. 1 stays in this process. On a GPU there is one process always; threads decode for it.
         detector: one of ``source`` that is loaded already, for what is done in this process.
         count: how many images there are, where ``images`` has no length. Unknown counts as many.
-        device, dtype, config: as in ``Detector.from_pretrained``.
+        device, dtype, config: as in ``load_detector``.
 
     Raises:
         ValueError: wrong arguments (at once), or a question that a detector refuses (with the first result).
-        WorkerError: a worker was killed or crashed.
-        What ``Detector.from_pretrained`` raises.
+        RunStopped: no more can be computed: a worker was killed or crashed (WorkerError), a service refuses.
+        What ``load_detector`` raises.
     """
     if source is None and detector is None:
         raise ValueError("give a source to load the model from, or a detector")
@@ -106,14 +108,14 @@ def detect_many(
     if count is None and isinstance(images, Sized):
         left = len(images)
 
-    def load() -> Detector:
+    def load() -> ObjectDetector:
         if detector is not None:
             return detector
         assert source is not None
-        return Detector.from_pretrained(source, place, dtype, config)
+        return load_detector(source, place, dtype, config)
 
     tasks = enumerate(images)
-    if place.type == "cuda" or source is None or workers == 1:
+    if place.type == "cuda" or source is None or workers == 1 or runs_elsewhere(source):
         return _in_process(load, tasks, question, _GPU_READERS if place.type == "cuda" else 0)
     setup = Setup(source, dtype, config, question, frozenset())
     if workers == "auto":
@@ -150,7 +152,7 @@ def affordable_workers() -> int:
 def _in_process(
     load: Any, tasks: Iterator[tuple[int, ImageSource]], question: dict[str, Any], readers: int
 ) -> Generator[BulkResult, None, None]:
-    detector: Detector = load()
+    detector: ObjectDetector = load()
     if not readers:
         for number, source in tasks:
             yield detect_image(detector, read_image(number, source), question)

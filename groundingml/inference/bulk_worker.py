@@ -14,7 +14,6 @@ import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -22,8 +21,9 @@ import torch
 from PIL import Image
 
 from groundingml.inference.detections import Detections
-from groundingml.inference.detector import Detector
 from groundingml.inference.images import ImageError, ImageSource, load_image
+from groundingml.inference.loading import load_detector
+from groundingml.inference.object_detector import ObjectDetector, RunStopped
 from groundingml.memory import keep_freed_memory
 
 
@@ -78,11 +78,12 @@ def read_image(number: int, source: ImageSource) -> ReadImage:
     return ReadImage(number, name, image, time.perf_counter() - started)
 
 
-def detect_image(detector: Detector, read: ReadImage, question: dict[str, Any]) -> BulkResult:
+def detect_image(detector: ObjectDetector, read: ReadImage, question: dict[str, Any]) -> BulkResult:
     """The boxes of one decoded image; a failure is that image's only.
 
     Raises:
         ValueError: the question is at fault, not the image.
+        RunStopped: no further image can be computed.
     """
     if isinstance(read.image, ImageError):
         return BulkResult(read.number, read.image, read.seconds)
@@ -92,6 +93,8 @@ def detect_image(detector: Detector, read: ReadImage, question: dict[str, Any]) 
         found = detector(read.image, **question)
     except ImageError as error:
         found = error
+    except RunStopped:
+        raise
     except (OSError, RuntimeError, MemoryError) as error:  # such as too little memory for this image
         found = ImageError(read.name, f"{type(error).__name__}: {error}")
     return BulkResult(read.number, found, read.seconds + time.perf_counter() - started, read.image)
@@ -125,19 +128,9 @@ def main(handle: int) -> None:
         connection.send_bytes(pickle.dumps(_picklable(error)))
 
 
-def _load(setup: Setup) -> Detector:
-    from groundingml.models import load_model, load_tokenizer
-
-    source = setup.source if isinstance(setup.source, str) else Path(setup.source)
-
-    # As Detector.from_pretrained does, but without hashing the weights again in every process.
-    detector = Detector(
-        load_model(source, setup.config),
-        load_tokenizer(source),
-        device="cpu",
-        dtype=setup.dtype,
-        name=str(setup.source),
-    )
+def _load(setup: Setup) -> ObjectDetector:
+    # Without hashing the weights again in every process.
+    detector = load_detector(setup.source, "cpu", setup.dtype, setup.config, digest=False)
     detector.plan(setup.question.get("labels"), setup.question.get("caption"))
     return detector
 

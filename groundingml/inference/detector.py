@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from groundingml.inference.anchor_candidates import select_anchor_candidates
+from groundingml.inference.assembly import MERGE_IOU, MOST_DETECTIONS, to_detections
 from groundingml.inference.caching import LruCache
 from groundingml.inference.detections import Detections
-from groundingml.inference.images import ImageSource, load_image
+from groundingml.inference.devices import resolve_device, resolve_precision
+from groundingml.inference.encoded_image import EncodedImage
+from groundingml.inference.images import ImageSource, load_image, many_images
 from groundingml.inference.labels import Labels, normalise_labels
-from groundingml.inference.merging import keep_after_merge, not_suppressed
 from groundingml.inference.preprocessing import preprocess, resized_size
 from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, Tokenizer
 from groundingml.inference.scoring import Candidates, select_candidates
@@ -31,18 +32,6 @@ if TYPE_CHECKING:
     from groundingml.models.grounding_dino.config import GroundingDinoConfig
     from groundingml.models.grounding_dino.network import GroundingDino
     from groundingml.models.grounding_dino.outputs import GroundingDinoOutput
-
-MOST_DETECTIONS = 300
-"""At most so many boxes for an image, the best ones (as in MM-Grounding-DINO's evaluation)."""
-
-MERGE_IOU = 0.7
-"""Boxes of one label found by different prompts count as one object from this overlap on."""
-
-NEGATIVE_IOU = 0.5
-"""A box is dropped when a better one of a negative prompt overlaps it by so much."""
-
-_LEAST_SIDE = 0.5  # pixels; thinner boxes hold nothing
-_PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Detector:
@@ -78,7 +67,7 @@ class Detector:
         label_thresholds: Mapping[str, float] | None = None,
     ) -> None:
         self.device = resolve_device(device)
-        self._low_precision = _resolve_precision(dtype)
+        self._low_precision = resolve_precision(dtype)
         self.model: GroundingDino | Glip = model.to(self.device).eval()
         self.config: GroundingDinoConfig | GlipConfig = model.config
         self.checkpoint_digest = checkpoint_digest
@@ -98,8 +87,12 @@ class Detector:
         device: str | torch.device = "auto",
         dtype: str = "auto",
         config: GroundingDinoConfig | GlipConfig | dict[str, Any] | None = None,
+        *,
+        digest: bool = True,
     ) -> Detector:
         """Load a model: "nano" (inside the package), a short name, a hub id, a folder or a file.
+
+        ``digest=False`` leaves ``checkpoint_digest`` empty and saves reading the weights once more.
 
         Raises:
             What ``groundingml.models.load_model`` raises; ValueError for an unknown or missing device.
@@ -115,7 +108,7 @@ class Detector:
             load_tokenizer(source),
             device=place,
             dtype=dtype,
-            checkpoint_digest=checkpoint_digest(source),
+            checkpoint_digest=checkpoint_digest(source) if digest else "",
             name=str(source),
             label_thresholds=read_label_thresholds(model_folder(source)),
         )
@@ -187,9 +180,8 @@ class Detector:
             batch_size = 1 if self.device.type == "cpu" else 8
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not 0 <= merge_iou <= 1:
-            raise ValueError(f"merge_iou must lie in 0..1, got {merge_iou}")
-        many = _many_images(images)
+        _check_merge_iou(merge_iou)
+        many = many_images(images)
         if tile is not None:
             tiling = as_tiling(tile)
             loaded = (load_image(image) for image in ([images] if many is None else many))  # type: ignore[arg-type]
@@ -199,12 +191,38 @@ class Detector:
             ]
             return tiled[0] if many is None else tiled
         if many is None:
-            return self._detect_by_size([load_image(images)], plan, thresholds, merge_iou)[0]  # type: ignore[arg-type]
+            return self._detect_in(self.encode(images), plan, thresholds, merge_iou)  # type: ignore[arg-type]
         found: list[Detections] = []
         for start in range(0, len(many), batch_size):
             batch = [load_image(image) for image in many[start : start + batch_size]]
             found += self._detect_by_size(batch, plan, thresholds, merge_iou)
         return found
+
+    def encode(self, image: ImageSource) -> EncodedImage:
+        """The part of the work that depends on the image alone, to ask one image several questions.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        loaded = load_image(image)
+        return EncodedImage((loaded.height, loaded.width), self._encode([loaded]))
+
+    def detect_encoded(
+        self,
+        image: EncodedImage,
+        labels: Labels | None = None,
+        caption: str | None = None,
+        threshold: float | None = None,
+        merge_iou: float = MERGE_IOU,
+    ) -> Detections:
+        """What ``detector(image, ...)`` returns, to the bit, of an image that this detector encoded before.
+
+        Raises as a call of the detector does.
+        """
+        plan = self.plan(labels, caption)
+        thresholds = self._thresholds(plan, threshold)
+        _check_merge_iou(merge_iou)
+        return self._detect_in(image, plan, thresholds, merge_iou)
 
     def plan(self, labels: Labels | None = None, caption: str | None = None) -> PromptPlan:
         """The token sequences that a question becomes; cached. Raises as a call of the detector does."""
@@ -241,9 +259,15 @@ class Detector:
     ) -> list[Detections]:
         candidates = self._candidates_by_size(images, plan, thresholds)
         return [
-            _to_detections(one, image, plan, self._most, merge_iou)
+            to_detections(one, (image.height, image.width), plan, self._most, merge_iou)
             for one, image in zip(candidates, images, strict=True)
         ]
+
+    def _detect_in(
+        self, image: EncodedImage, plan: PromptPlan, thresholds: Tensor, merge_iou: float
+    ) -> Detections:
+        (candidates,) = self._ground(image.features, 1, plan, thresholds)
+        return to_detections(candidates, image.size, plan, self._most, merge_iou)
 
     def _detect_in_tiles(
         self,
@@ -261,7 +285,9 @@ class Detector:
         for start in range(0, len(views), batch_size):
             batch = [image.crop(view) for view in views[start : start + batch_size]]
             found += self._candidates_by_size(batch, plan, thresholds)
-        return _to_detections(merge_views(views, found), image, plan, MOST_BOXES, merge_iou)
+        return to_detections(
+            merge_views(views, found), (image.height, image.width), plan, MOST_BOXES, merge_iou
+        )
 
     def _candidates_by_size(
         self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor
@@ -278,19 +304,24 @@ class Detector:
             groups.setdefault(size, []).append(place)
         found: dict[int, Candidates] = {}
         for places in groups.values():
-            results = self._candidates([images[place] for place in places], plan, thresholds)
+            features = self._encode([images[place] for place in places])
+            results = self._ground(features, len(places), plan, thresholds)
             found.update(zip(places, results, strict=True))
         return [found[place] for place in range(len(images))]
 
     @torch.inference_mode()
-    def _candidates(
-        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor
-    ) -> list[Candidates]:
+    def _encode(self, images: list[Image.Image]) -> Any:
+        """The network's features of images of one size; only `_ground` looks into them."""
         batch = preprocess(images, self.config.image_size, self.config.image_mean, self.config.image_std)
-        found: list[list[Candidates]] = [[] for _ in images]
         with self._precision():
             mask = batch.pixel_mask.to(self.device) if batch.is_padded else None
-            features: Any = self.model.encode_image(batch.pixel_values.to(self.device), mask)
+            return self.model.encode_image(batch.pixel_values.to(self.device), mask)
+
+    @torch.inference_mode()
+    def _ground(self, features: Any, count: int, plan: PromptPlan, thresholds: Tensor) -> list[Candidates]:
+        """What the ``count`` images of ``features`` have of what is asked."""
+        found: list[list[Candidates]] = [[] for _ in range(count)]
+        with self._precision():
             for chunk in plan.chunks:
                 text = self._encode_text(chunk)
                 output = self.model.ground(features, text)  # one text serves all images
@@ -327,72 +358,6 @@ class Detector:
         return torch.autocast(self.device.type, self._low_precision)
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" or a device's name -> a device that is there.
-
-    Raises:
-        ValueError: unknown name, or CUDA asked for without a usable GPU.
-    """
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N") from error
-    if place.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:N")
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device cuda was asked for, but PyTorch sees no usable GPU: use cpu, or see `groundingml env`"
-        )
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r} was asked for, but there are {torch.cuda.device_count()} GPUs")
-    return place
-
-
-def _resolve_precision(dtype: str) -> torch.dtype | None:
-    """The type to autocast to; None for plain fp32, which "auto" is: boxes and scores then equal the
-    references'."""
-    if dtype == "auto":
-        return None
-    if dtype not in _PRECISIONS:
-        raise ValueError(f"unknown dtype {dtype!r}: use auto, {', '.join(_PRECISIONS)}")
-    return _PRECISIONS[dtype]
-
-
-def _many_images(images: object) -> list[ImageSource] | None:
-    """The images of a sequence; None when it is one image."""
-    if isinstance(images, str | os.PathLike | bytes | Image.Image):
-        return None
-    if isinstance(images, np.ndarray | Tensor):
-        return list(images) if images.ndim == 4 else None
-    return list(images) if isinstance(images, Iterable) else None
-
-
-def _to_detections(
-    candidates: Candidates, image: Image.Image, plan: PromptPlan, most: int, merge_iou: float
-) -> Detections:
-    width, height = image.size
-    x, y, w, h = candidates.boxes_cxcywh.unbind(-1)
-    boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)
-    # The embedded boxes are relative to the image without padding, so its upright size is all that is needed.
-    boxes = boxes.clamp(0, 1) * boxes.new_tensor([width, height, width, height])
-    keep = keep_after_merge(
-        boxes, candidates.scores, candidates.label_ids, candidates.prompt_numbers, merge_iou
-    )
-    sides = boxes[keep, 2:] - boxes[keep, :2]
-    keep = keep[(sides >= _LEAST_SIDE).all(-1)]
-    keep = keep[
-        not_suppressed(
-            boxes[keep], candidates.scores[keep], candidates.label_ids[keep], plan.negatives, NEGATIVE_IOU
-        )
-    ][:most]
-    label_ids = candidates.label_ids[keep].cpu().numpy()
-    return Detections(
-        boxes_xyxy=boxes[keep].cpu().numpy(),
-        scores=candidates.scores[keep].cpu().numpy(),
-        labels=[plan.labels[number].name for number in label_ids],
-        label_ids=label_ids,
-        image_size=(height, width),
-        label_names=tuple(label.name for label in plan.asked),
-    )
+def _check_merge_iou(merge_iou: float) -> None:
+    if not 0 <= merge_iou <= 1:
+        raise ValueError(f"merge_iou must lie in 0..1, got {merge_iou}")

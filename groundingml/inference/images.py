@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -82,6 +83,15 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     raise ImageError(
         name, "not an image: give a path, bytes, a PIL image, an array (H, W, 3) or a tensor (3, H, W)"
     )
+
+
+def many_images(images: object) -> list[ImageSource] | None:
+    """The images of a sequence; None when it is one image."""
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        return None
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return list(images) if images.ndim == 4 else None
+    return list(images) if isinstance(images, Iterable) else None
 
 
 def _name_of(source: object) -> str:

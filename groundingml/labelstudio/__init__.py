@@ -13,12 +13,12 @@ from groundingml.labelstudio.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from groundingml.inference import Detector
+    from groundingml.inference import ObjectDetector
 
 __all__ = ["Settings", "SettingsError", "create_app"]
 
 
-def create_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
+def create_app(settings: Settings, detector: ObjectDetector | None = None) -> FastAPI:
     """Build the backend's ASGI application.
 
     Args:

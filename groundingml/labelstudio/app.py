@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from groundingml.inference import Detector
+from groundingml.inference import ObjectDetector
 from groundingml.labelstudio.auth import BasicAuth
 from groundingml.labelstudio.label_config import LabelConfig, LabelConfigError, parse_label_config
 from groundingml.labelstudio.predictor import Predictor, TaskError
@@ -38,9 +38,9 @@ class BadRequest(ValueError):
         self.status = status
 
 
-def build_app(settings: Settings, detector: Detector | None = None) -> FastAPI:
+def build_app(settings: Settings, detector: ObjectDetector | None = None) -> FastAPI:
     """See :func:`groundingml.labelstudio.create_app`."""
-    worker = ModelWorker(settings.model, settings.device, detector)
+    worker = ModelWorker(settings.model, settings.device, detector, settings.allow_cloud)
     predictor = Predictor(settings, worker)
     served = ServedVersions()
     connection_params = ConnectionParams()

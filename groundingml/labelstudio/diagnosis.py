@@ -27,7 +27,7 @@ from groundingml.labelstudio.settings import Settings
 from groundingml.labelstudio.worker import ModelWorker
 
 if TYPE_CHECKING:
-    from groundingml.inference import Detector
+    from groundingml.inference import ObjectDetector
 
 Status = Literal["ok", "warn", "fail", "skip"]
 TRIAL_VERSION = "groundingml-doctor"
@@ -59,7 +59,7 @@ class Diagnosis:
         settings: Settings,
         project: int | None,
         backend_url: str | None,
-        load_detector: Callable[[], Detector],
+        load_detector: Callable[[], ObjectDetector],
     ) -> None:
         """``load_detector`` is called only when there is no connected backend to ask for a prediction."""
         self._api = api

@@ -27,7 +27,7 @@ from groundingml.labelstudio.prompts import Query, query_for_labels
 from groundingml.labelstudio.versions import model_version
 
 if TYPE_CHECKING:
-    from groundingml.inference import Detections, Detector, Thresholds
+    from groundingml.inference import Detections, ObjectDetector, Thresholds
 
 Format = Literal["label-studio", "coco"]
 
@@ -79,7 +79,7 @@ def query_of(config: LabelConfig) -> Query:
 
 
 def label_folder(
-    detector: Detector,
+    detector: ObjectDetector,
     work: FolderWork,
     *,
     is_stopped: Callable[[], bool] = lambda: False,
@@ -100,7 +100,7 @@ def label_folder(
         LabelConfigError: when the config does not fit a folder.
         OSError: when the journal or the output cannot be written.
     """
-    from groundingml.inference import ImageError, WorkerError, detect_many
+    from groundingml.inference import ImageError, RunStopped, detect_many
 
     query = query_of(work.config)
     version = model_version(detector.checkpoint_digest or detector.name, work.config)
@@ -134,7 +134,7 @@ def label_folder(
                     _append(journal, {"file": name, "of": stamps.pop(name, None), **done[name]})
                     report.add(name, result.labels, seconds)
                 on_image()
-        except WorkerError as error:
+        except RunStopped as error:
             report.stopped = str(error)
     report.interrupted = report.left > 0 and report.stopped is None
     if report.left == 0:

@@ -18,6 +18,8 @@ class Settings:
 
     model: str = "nano"
     device: str = "auto"
+    allow_cloud: bool = False
+    """Whether images may be sent to a vendor's service, for models ``api:...``."""
 
     label_studio_url: str | None = None
     """Where Label Studio is, as this process reaches it. The only place that ever gets the API key."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groundingml.inference import Detections, Detector, Label
+    from groundingml.inference import Detections, Label, ObjectDetector
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,10 @@ class ModelNotReady(RuntimeError):
 class ModelWorker:
     """Loads a model in the background and runs it in a thread of its own."""
 
-    def __init__(self, source: str, device: str, detector: Detector | None = None) -> None:
+    def __init__(
+        self, source: str, device: str, detector: ObjectDetector | None = None, allow_cloud: bool = False
+    ) -> None:
+        self._allow_cloud = allow_cloud
         self._source = source
         self._device = device
         self._detector = detector
@@ -59,7 +62,7 @@ class ModelWorker:
         """Known a little before the model is ready: the file is hashed first."""
         return self._checkpoint_digest
 
-    async def ready(self, timeout: float) -> Detector:
+    async def ready(self, timeout: float) -> ObjectDetector:
         """The detector, as soon as it is there.
 
         Raises:
@@ -92,11 +95,10 @@ class ModelWorker:
 
     def _load(self) -> None:
         try:
-            from groundingml.inference import Detector
-            from groundingml.models import checkpoint_digest
+            from groundingml.inference import load_detector, source_digest
 
-            self._checkpoint_digest = checkpoint_digest(self._source)
-            detector = Detector.from_pretrained(self._source, device=self._device)
+            self._checkpoint_digest = source_digest(self._source)
+            detector = load_detector(self._source, self._device, allow_cloud=self._allow_cloud)
             self._checkpoint_digest = detector.checkpoint_digest
             self._detector = detector
             logger.info("The model %s is ready on %s", self._source, detector.device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from groundingml.inference import Detections, Detector, Label, Thresholds
+from groundingml.inference import Detections, Label, ObjectDetector, Thresholds
 from groundingml.learning.matching import match
 from groundingml.training import CocoAnnotations, Evaluation, ImageRecord, score_detections
 
@@ -40,7 +40,7 @@ class Measurement:
 
 
 def measure(
-    detector: Detector,
+    detector: ObjectDetector,
     annotations: CocoAnnotations,
     labels: Sequence[Label] | None = None,
     on_image: Callable[[int], None] | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,8 +90,13 @@ def checkpoint_digest(source: str | Path) -> str:
     several files' together, which are its shards and the thresholds that were fitted for it."""
     files = resolve(source)
     fitted = [] if files.folder is None else [files.folder / FITTED_THRESHOLDS]
+    return digest_of_files([*sorted(files.weights), *(file for file in fitted if file.is_file())])
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """12 hexadecimal digits for the contents of some files, in their order."""
     digests = []
-    for file in [*sorted(files.weights), *(file for file in fitted if file.is_file())]:
+    for file in files:
         digest = hashlib.sha256()
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

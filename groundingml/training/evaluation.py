@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from groundingml.inference import Detections, Detector
+from groundingml.inference import Detections, ObjectDetector
 from groundingml.training.coco import Box, CocoAnnotations
 
 
@@ -38,7 +38,7 @@ class Evaluation:
 
 
 def evaluate_detector(
-    detector: Detector,
+    detector: ObjectDetector,
     annotations: CocoAnnotations,
     *,
     prompts: Mapping[str, Sequence[str]] | None = None,

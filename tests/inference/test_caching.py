@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from groundingml.inference.caching import LruCache
+from groundingml.inference.caching import ByteBoundedCache, LruCache
 
 
 def test_the_least_recently_used_value_goes_first() -> None:
@@ -17,3 +17,21 @@ def test_the_least_recently_used_value_goes_first() -> None:
     assert len(cache) == 2
     cache.clear()
     assert len(cache) == 0
+
+
+def test_sizes_together_stay_within_the_limit() -> None:
+    cache: ByteBoundedCache[str] = ByteBoundedCache(100)
+    cache.put("a", "A", 40)
+    cache.put("b", "B", 40)
+    assert cache.get("a") == "A"
+    cache.put("c", "C", 40)
+    assert [cache.get(key) for key in "abc"] == ["A", None, "C"], "b was used longest ago"
+    cache.put("a", "A2", 60)
+    assert (cache.get("a"), cache.get("c"), cache.nbytes) == ("A2", "C", 100)
+    cache.put("d", "D", 101)
+    assert cache.get("d") is None, "larger than all"
+    assert len(cache) == 2
+    cache.discard("a")
+    assert cache.nbytes == 40
+    cache.clear()
+    assert (len(cache), cache.nbytes) == (0, 0)

@@ -120,3 +120,13 @@ def test_low_precision_finds_much_the_same(detector, tokenizer, photo):
     found = low(photo, labels=["cat"], threshold=0)
     expected = detector(photo, labels=["cat"], threshold=0)
     assert np.abs(found.scores[:5] - expected.scores[:5]).max() < 0.05
+
+
+def test_an_encoded_image_gives_identical_answers(detector, photo):
+    encoded = detector.encode(photo)
+    for labels in (["cat", "dog"], ["remote control"], ["cat", "dog"]):
+        kept, anew = detector.detect_encoded(encoded, labels), detector(photo, labels=labels)
+        assert kept.labels == anew.labels
+        np.testing.assert_array_equal(kept.boxes_xyxy, anew.boxes_xyxy)
+        np.testing.assert_array_equal(kept.scores, anew.scores)
+    assert encoded.nbytes >= sum(one.nbytes for one in encoded.features.maps)

@@ -19,6 +19,8 @@ from groundingml.models.checkpoints.weights import WEIGHT_FILES, weight_files
 _DESCRIPTION = ["config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
 # Only what a model needs: repositories may hold the weights several times over. Safetensors first.
 _PATTERNS = [[*_DESCRIPTION, name, name.replace(".", "-*."), f"{name}.index.json"] for name in WEIGHT_FILES]
+# What transformers needs of its own models beside the weights: every tokenizer has other files.
+_TRANSFORMERS = [["*.json", "*.txt", name, name.replace(".", "-*.")] for name in WEIGHT_FILES]
 
 
 def model_folder(hub_id: str) -> Path:
@@ -29,11 +31,24 @@ def model_folder(hub_id: str) -> Path:
     Raises:
         CheckpointError: it is neither in the cache nor can it be fetched; the message says how to.
     """
-    for patterns in _PATTERNS:
+    return _folder(hub_id, _PATTERNS)
+
+
+def transformers_folder(hub_id: str) -> Path:
+    """`model_folder` with all that transformers reads.
+
+    Raises:
+        CheckpointError: as `model_folder`.
+    """
+    return _folder(hub_id, _TRANSFORMERS)
+
+
+def _folder(hub_id: str, choices: list[list[str]]) -> Path:
+    for patterns in choices:
         cached = _local_snapshot(hub_id, patterns)
         if cached is not None and _is_complete(cached):
             return cached
-    for patterns in _PATTERNS:
+    for patterns in choices:
         try:
             folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
         except Exception as error:
