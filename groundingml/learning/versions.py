@@ -171,7 +171,7 @@ def to_prune(
     """
     needed: set[int] = set()
     step = serving
-    while step is not None and len(needed) <= keep:
+    while step is not None and step not in needed and len(needed) <= keep:
         needed.add(step)
         step = parents.get(step)
     return [version for version in list(newest_first)[keep:] if version not in needed]

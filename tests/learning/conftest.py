@@ -81,6 +81,6 @@ def tiny_model() -> GroundingDino:
         fusion_heads=1,
         text_heads=1,
         text_ffn_dim=16,
-        image_size=(64, 96),
+        image_size=(128, 192),
     )
     return GroundingDino(config).eval()
