@@ -1,4 +1,5 @@
 # Every target sets up what it needs. The common ones:
+#   make demo     Label Studio with a project and boxes, to look at
 #   make serve    the Label Studio ML backend on http://127.0.0.1:9090
 #   make test     the tests;  make e2e adds a real Label Studio
 # Variables: MODEL HOST PORT DEVICE (serve), TORCH (a pip requirement, e.g. 'torch==2.13.0'), PYTHON, VENV.
@@ -20,7 +21,7 @@ TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(TORCH_ID)
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: serve test e2e lint format bench check-cuda wheel clean help
+.PHONY: serve demo test e2e lint format bench check-cuda wheel clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +44,9 @@ $(VENV)/.with-%: $(INSTALLED)
 
 serve: $(INSTALLED)  ## serve the ML backend (MODEL=nano HOST=127.0.0.1 PORT=9090 DEVICE=auto)
 	$(BIN)/groundingml serve --model '$(MODEL)' --host '$(HOST)' --port '$(PORT)' --device '$(DEVICE)'
+
+demo: $(INSTALLED)  ## Label Studio, the backend, and a project with photos and boxes, ready to look at
+	$(BIN)/python examples/demo.py --model '$(MODEL)' --backend-port '$(PORT)'
 
 test: $(VENV)/.with-test  ## run the tests (TESTS='tests/ops -k grad' for some)
 	$(BIN)/python -m pytest -m 'not e2e' $(TESTS)

@@ -214,7 +214,9 @@ def _label_project(
         predictor.close()
         worker.close()
         api.close()
-    if report.labelled and about.get("model_version") not in ("", None, version):
+    # A project that shows a connection by its title shows what that answers now.
+    same = {backend["title"] for backend in connected if backend.get("model_version") == version}
+    if report.labelled and about.get("model_version") not in ("", None, version, *same):
         typer.echo(
             f"groundingml: to show these boxes choose the version {version} in the project's Settings, "
             f"Annotation (it shows {about['model_version']})",
