@@ -7,8 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from groundingml.store import Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -49,6 +53,23 @@ def postgresql_server() -> Iterator[str]:
 def postgresql_url(postgresql_server: str) -> str:
     """An empty database of that PostgreSQL."""
     return _postgresql_module().new_database(postgresql_server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.sqlite3'}"
+    return str(request.getfixturevalue("postgresql_url"))
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """The store on both databases: a SQLite file and a database of a real PostgreSQL."""
+    from groundingml.store import open_store
+
+    with open_store(store_url) as opened:
+        yield opened
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

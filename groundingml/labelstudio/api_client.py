@@ -119,9 +119,12 @@ class LabelStudioApi:
         return found
 
     def tasks(
-        self, project: int, filters: Sequence[dict[str, Any]], page_size: int
+        self, project: int, filters: Sequence[dict[str, Any]], page_size: int, *, whole: bool = False
     ) -> tuple[list[dict[str, Any]], int]:
-        """The first tasks by id for which all Data Manager ``filters`` hold, and how many there are."""
+        """The first tasks by id for which all Data Manager ``filters`` hold, and how many there are.
+
+        ``whole``: with their annotations and predictions.
+        """
         query = {"filters": {"conjunction": "and", "items": list(filters)}, "ordering": ["tasks:id"]}
         found = self.get(
             "/api/tasks",
@@ -129,6 +132,7 @@ class LabelStudioApi:
             page=1,
             page_size=page_size,
             query=json.dumps(query, separators=(",", ":")),
+            **({"fields": "all"} if whole else {}),
         )
         return list(found["tasks"]), int(found["total"])
 

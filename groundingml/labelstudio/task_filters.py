@@ -82,6 +82,17 @@ def without_predictions() -> dict[str, Any]:
     return _item("total_predictions", "equal", "Number", 0)
 
 
+def annotated() -> list[dict[str, Any]]:
+    """Tasks with an annotation that was not skipped."""
+    return [_item("total_annotations", "greater", "Number", 0)]
+
+
+def only_skipped() -> list[dict[str, Any]]:
+    """Tasks that were skipped, and not annotated."""
+    skipped = _item("cancelled_annotations", "greater", "Number", 0)
+    return [_item("total_annotations", "equal", "Number", 0), skipped]
+
+
 def _item(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._writing = engine.execution_options(**_WRITES)
+        # Waiting for SQLite's own lock means to sleep and to look again; threads can do better.
+        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else None
 
     @property
     def url(self) -> str:
@@ -49,9 +52,24 @@ class Store:
 
         On SQLite it holds the one write lock from its beginning, so that what it reads is still true when
         it writes. Keep it short.
+
+        Raises:
+            StoreError: another thread of this process has held the write lock for too long.
         """
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self._taking_turns(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
+
+    @contextlib.contextmanager
+    def _taking_turns(self) -> Iterator[None]:
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=BUSY_TIMEOUT_S):
+            raise StoreError(f"The database {self.url} has been busy for {BUSY_TIMEOUT_S:.0f} s.")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:

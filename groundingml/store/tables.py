@@ -141,8 +141,9 @@ class PredictedRegion(Table):
 class Annotation(Table):
     """What an annotator submitted, as it is now. `state`: "accepted", "skipped" or "deleted".
 
-    `result` holds the regions as Label Studio has them. `digest` tells whether it changed; `updated_at` is
-    Label Studio's time, by which a late event is told from a new one.
+    `result` holds the regions as Label Studio has them, nothing once it is deleted. `digest` tells whether it
+    changed. `created_at` and `updated_at` are Label Studio's times, by which a late event is told from a new
+    one; `seen_at` is when this side last learned of it.
     """
 
     __tablename__ = "annotations"
@@ -158,6 +159,7 @@ class Annotation(Table):
     digest: Mapped[str]
     created_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+    seen_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (
         Index("ix_annotations_project_state", "project", "state"),

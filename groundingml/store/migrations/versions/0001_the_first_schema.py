@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(), nullable=False),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("updated_at", TIME, nullable=False),
+        sa.Column("seen_at", TIME, nullable=False),
         sa.PrimaryKeyConstraint("annotation_id", name="pk_annotations"),
     )
     op.create_index("ix_annotations_project_state", "annotations", ["project", "state"])
