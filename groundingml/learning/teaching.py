@@ -31,7 +31,7 @@ def teach(
 
     None when it was asked to stop before the end; calling it again goes on.
     """
-    from groundingml.inference.detector import resolve_device
+    from groundingml.inference.devices import resolve_device
     from groundingml.models import load_model, load_tokenizer
     from groundingml.models.checkpoints.save import save_pretrained
     from groundingml.models.grounding_dino import GroundingDino
