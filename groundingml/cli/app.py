@@ -12,7 +12,9 @@ from groundingml.cli.doctor import doctor
 from groundingml.cli.env import env
 from groundingml.cli.evaluate import evaluate
 from groundingml.cli.label import label
+from groundingml.cli.runs import runs
 from groundingml.cli.serve import serve
+from groundingml.cli.versions import versions
 
 app = typer.Typer(
     name="groundingml",
@@ -60,3 +62,5 @@ app.command()(label)
 app.command()(evaluate)
 app.command()(doctor)
 app.command()(env)
+app.add_typer(runs)
+app.add_typer(versions)

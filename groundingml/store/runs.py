@@ -169,6 +169,26 @@ def runs_without_owner(session: Session, lives: Callable[[int], bool]) -> Sequen
     return [run for run in unfinished_runs(session) if not is_owned(run, lives)]
 
 
+def run_as_json(run: Run) -> dict[str, Any]:
+    """A run for scripts."""
+    times = {name: getattr(run, name) for name in ("created_at", "started_at", "finished_at")}
+    return {
+        "id": run.id,
+        "project": run.project,
+        "state": run.state,
+        "trigger": run.trigger,
+        "recipe": run.recipe,
+        "device": run.device,
+        "attempts": run.attempts,
+        "progress": run.progress,
+        "message": run.message,
+        "cancel_requested": run.cancel_requested,
+        **{
+            name: None if time is None else time.isoformat(timespec="seconds") for name, time in times.items()
+        },
+    }
+
+
 def _lock(session: Session, what: str) -> None:
     """Until the transaction ends, no other one looks at the same: two must not both see a device free, or no
     run waiting. SQLite's write transactions exclude each other anyway."""
