@@ -12,10 +12,11 @@ from typing import Any
 from sqlalchemy import func, select
 
 from groundingml.inference import Label
+from groundingml.learning.accepted import accepted_tasks
 from groundingml.learning.examples import TaskExample, task_examples
 from groundingml.learning.splits import HOLDOUT_SHARE, Split, assign_splits
 from groundingml.store import Store
-from groundingml.store.tables import Annotation, Correction, Task
+from groundingml.store.tables import Correction, Task
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,19 @@ def take_snapshot(store: Store, project: str, labels: list[Label], share: float 
     """
     problems: list[str] = []
     examples: list[TaskExample] = []
+    known: dict[str, str | None] = {}
     with store.begin() as session:
-        tasks = {task.task: task for task in session.scalars(select(Task).where(Task.project == project))}
-        query = select(Annotation).where(Annotation.project == project, Annotation.state == "accepted")
-        newest = {
-            one.task: one
-            for one in session.scalars(query.order_by(Annotation.updated_at, Annotation.annotation_id))
-        }
-        for key, annotation in newest.items():
-            task = tasks.get(key)
-            if task is None or not task.images:
-                problems.append(f"task {key}: its image is not known")
-                continue
-            examples += task_examples(key, task.images, annotation.result, problems)
-        usable = sorted({example.task for example in examples}, key=lambda key: (len(key), key))
-        known: dict[str, Split] = {key: tasks[key].split for key in usable if tasks[key].split}  # type: ignore[misc]
-        splits = assign_splits(project, usable, known, share)
+        for task in accepted_tasks(session, project):
+            found = task_examples(task, problems)
+            examples += found
+            if found:
+                known[task.task] = task.split
+        given: dict[str, Split] = {key: split for key, split in known.items() if split is not None}  # type: ignore[misc]
+        splits = assign_splits(project, known, given, share)
         for key, split in splits.items():
-            tasks[key].split = split
+            row = session.get(Task, (project, key))
+            assert row is not None, "an accepted task with images has a row"
+            row.split = split
         changed = select(func.count()).where(Correction.project == project, Correction.kind != "kept")
         corrections = session.scalar(changed) or 0
     asked = {label.name for label in labels}
