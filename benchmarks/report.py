@@ -12,6 +12,7 @@ from typing import Any
 
 import embedded_model
 import end_to_end_tables
+import learning
 import matplotlib
 import ops
 
@@ -38,6 +39,7 @@ def main() -> None:
         "end_to_end.json": end_to_end,
         "bulk.json": bulk,
         "embedded_model.json": nano,
+        "learning.json": taught,
     }
     parts = [INTRODUCTION]
     for name, render in sections.items():
@@ -170,6 +172,37 @@ def nano(document: Document) -> str:
             "it does not.",
             f"{document['device']}; checkpoint {document['digest']}",
             embedded_model.table(document),
+        ]
+    )
+
+
+def taught(document: Document) -> str:
+    """What corrections teach: the table, and the curve over the number of images."""
+    rows = document["rows"]
+    figure, axis = pyplot.subplots(figsize=(7.5, 3.8))
+    images = [row["images"] for row in rows]
+    for name in rows[0]["test"]["labels"]:
+        values = [row["test"]["labels"][name]["map50"] for row in rows]
+        axis.plot(images, values, linewidth=1, alpha=0.7, label=name)
+    mean = [row["test"]["map50"] for row in rows]
+    axis.plot(images, mean, "o-", linewidth=2.5, color="black", label="mean over labels")
+    everyday = [row["everyday"]["map50"] for row in rows]
+    axis.plot(images, everyday, "--", color="grey", label="everyday photos, 80 other names")
+    axis.set(xlabel="corrected images", ylabel="mAP50", xticks=images, ylim=(0, 1))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+    save(figure, "learning.png")
+    return "\n\n".join(
+        [
+            "## What corrections teach",
+            "`benchmarks/learning.py`: blood cells under a microscope, for which the model has no words, "
+            f"learned from so many corrected images; measured on the {document['test_images']} official test "
+            f"images of BCCD, and on {document['everyday_images']} photos of COCO for what is forgotten. "
+            "Each row begins with the base model.",
+            "![mAP50 against the number of corrected images](results/learning.png)",
+            learning.table(document),
+            f"Recipe `{document['recipe']}`; {document['device']}, load average {document['load_average']}; "
+            f"{document['when']}",
         ]
     )
 
