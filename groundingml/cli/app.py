@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import groundingml
+from groundingml.cli.corrections import corrections
 from groundingml.cli.detect import detect
 from groundingml.cli.doctor import doctor
 from groundingml.cli.env import env
@@ -14,6 +15,7 @@ from groundingml.cli.evaluate import evaluate
 from groundingml.cli.label import label
 from groundingml.cli.runs import runs
 from groundingml.cli.serve import serve
+from groundingml.cli.sync import sync
 from groundingml.cli.versions import versions
 
 app = typer.Typer(
@@ -59,6 +61,8 @@ def _options(
 app.command()(detect)
 app.command()(serve)
 app.command()(label)
+app.command()(corrections)
+app.command()(sync)
 app.command()(evaluate)
 app.command()(doctor)
 app.command()(env)
