@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from groundingml.training.coco import DatasetError, read_coco
+from groundingml.training.readers.coco import DatasetError, read_coco
 
 
 def good(folder: Path) -> dict[str, Any]:
