@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groundingml.learning.accepted import AcceptedTask
-from groundingml.training import CocoAnnotations, ImageRecord
+from groundingml.training import Annotations, ImageRecord
 
 _LEAST_SIDE = 0.5  # pixels; thinner boxes hold nothing
 
@@ -49,7 +49,7 @@ def task_examples(task: AcceptedTask, problems: list[str]) -> list[TaskExample]:
 
 def annotations_of(
     examples: Iterable[tuple[TaskExample, Path, tuple[int, int]]], names: Sequence[str]
-) -> CocoAnnotations:
+) -> Annotations:
     """Examples with their images at hand, (example, file, (width, height)), as a data set of ``names``.
 
     Names that an image has no box of are taken to be absent from it: who accepts an annotation says that it
@@ -80,4 +80,4 @@ def annotations_of(
                 absent=tuple(name for name in names if name not in labels),
             )
         )
-    return CocoAnnotations(records, list(names), [])
+    return Annotations(records, list(names), [])

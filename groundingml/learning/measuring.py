@@ -9,7 +9,7 @@ from typing import Any
 
 from groundingml.inference import Detections, Label, ObjectDetector, Thresholds
 from groundingml.learning.matching import match
-from groundingml.training import CocoAnnotations, Evaluation, ImageRecord, score_detections
+from groundingml.training import Annotations, Evaluation, ImageRecord, score_detections
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Measurement:
 
 def measure(
     detector: ObjectDetector,
-    annotations: CocoAnnotations,
+    annotations: Annotations,
     labels: Sequence[Label] | None = None,
     on_image: Callable[[int], None] | None = None,
 ) -> Measurement:
@@ -67,7 +67,7 @@ def measure(
         results.append(ImageResult(record, detector(record.path, labels=asked)))
         if on_image is not None:
             on_image(number)
-    names = CocoAnnotations(annotations.records, [label.name for label in asked], annotations.problems)
+    names = Annotations(annotations.records, [label.name for label in asked], annotations.problems)
     return Measurement(score_detections(names, [result.found for result in results]), results)
 
 

@@ -38,7 +38,7 @@ from groundingml.store.versions import (
     version_with_digest,
     versions_of,
 )
-from groundingml.training import CocoAnnotations, StepReport
+from groundingml.training import Annotations, StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ class _Data:
     """A run's images with their boxes. labels: name -> what to ask for."""
 
     labels: list[Label]
-    train: CocoAnnotations
-    holdout: CocoAnnotations
-    retention: CocoAnnotations | None
+    train: Annotations
+    holdout: Annotations
+    retention: Annotations | None
     retention_labels: list[Label]
     corrections: int
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from groundingml.inference import Detector
-from groundingml.training import CocoAnnotations, ImageRecord, read_coco
+from groundingml.training import Annotations, ImageRecord, read_coco
 
 EVERYDAY = Path(__file__).resolve().parents[1] / "embedded" / "everyday"
 TRUTH_SCORE = 0.25
 """What the base model finds with this score counts as there."""
 
 
-def read_retention(given: str) -> CocoAnnotations:
+def read_retention(given: str) -> Annotations:
     """A user's set, ``ANNOTATIONS.json:FOLDER``.
 
     Raises:
@@ -24,7 +24,7 @@ def read_retention(given: str) -> CocoAnnotations:
     return read_coco(file, folder, bad_records="skip")
 
 
-def everyday_retention(base: Detector, without: set[str]) -> CocoAnnotations:
+def everyday_retention(base: Detector, without: set[str]) -> Annotations:
     """What the base model finds on the photos that ship with the package, as the truth to be found again.
 
     It tells whether a version answers as its base model does, not whether the answers are right. ``without``:
@@ -51,4 +51,4 @@ def everyday_retention(base: Detector, without: set[str]) -> CocoAnnotations:
                 absent=(),
             )
         )
-    return CocoAnnotations(records, names, [])
+    return Annotations(records, names, [])

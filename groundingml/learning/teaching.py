@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from groundingml.inference import Label
-from groundingml.training import CocoAnnotations, StepReport
+from groundingml.training import Annotations, StepReport
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Lesson:
     """What to train: examples with their labels' names, what is asked for each label, the base model, and the
     recipe with the fields that differ from its defaults."""
 
-    examples: CocoAnnotations
+    examples: Annotations
     labels: list[Label]
     base: str
     recipe: str
@@ -31,39 +31,19 @@ def teach(
 
     None when it was asked to stop before the end; calling it again goes on.
     """
-    from groundingml.inference.devices import resolve_device
-    from groundingml.models import load_model, load_tokenizer
-    from groundingml.models.checkpoints.save import save_pretrained
-    from groundingml.models.grounding_dino import GroundingDino
-    from groundingml.training import (
-        Augmentation,
-        CachedBackbone,
-        CocoDataset,
-        Trainer,
-        TrainingConfig,
-        load_weights,
+    from groundingml.training import Callbacks, train_from_dataset
+
+    result = train_from_dataset(
+        lesson.examples,
+        folder / "model",
+        lesson.recipe,
+        lesson.base,
+        options=lesson.options,
+        synonyms={label.name: label.texts for label in lesson.labels},
+        run_folder=folder,
+        device=lesson.device,
+        callbacks=Callbacks(on_step=on_step),
+        should_stop=should_stop,
+        resume=True,
     )
-
-    model = load_model(lesson.base)
-    if not isinstance(model, GroundingDino):
-        raise ValueError(f"{lesson.base} is of a family that cannot be trained here")
-    model.to(resolve_device(lesson.device))
-    tokenizer = load_tokenizer(lesson.base)
-    dataset = CocoDataset(lesson.examples, model.config, Augmentation())
-    config = TrainingConfig(**{"epochs": 10, "checkpoint_steps": 20, **lesson.options})
-
-    def step(report: StepReport) -> None:
-        on_step(report)
-        if should_stop():
-            raise InterruptedError
-
-    trainer = Trainer(model, tokenizer, CachedBackbone(dataset, model), config, folder, on_step=step)
-    try:
-        result = trainer.fit(resume=True)
-    except InterruptedError:
-        return None
-    if not result.finished:
-        return None
-    load_weights(model, result.last)
-    save_pretrained(model, folder / "model", tokenizer)
-    return folder / "model"
+    return result.version

@@ -36,6 +36,8 @@ class NanoDetConfig:
     box_bins: int = 11
     """Each side's distance is the mean of a distribution over 0 .. box_bins - 1 strides."""
     strides: tuple[int, ...] = (8, 16, 32)
+    return_stages: bool = False
+    """Also return the stages' maps, from which a second head may read (see `taught_names`)."""
 
 
 class ConvBlock(nn.Conv2d):
@@ -109,11 +111,18 @@ class NanoDet(nn.Module):
         return maps[-1].shape[-2] * stride, maps[-1].shape[-1] * stride
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) -> for each stride s a map (B, C, H' / s, W' / s).
+        """Images (B, 3, H, W) -> for each stride s a map (B, C, H' / s, W' / s), and the maps of
+        `stage_maps` after them where the config says `return_stages`.
 
         H' and W' are H and W rounded up to a multiple of the last stride, so that all maps cover the same
         area.
         """
+        stages = self.stage_maps(pixel_values)
+        maps = pyramid(stages, self.laterals, self.towers)
+        return maps + stages if self.config.return_stages else maps
+
+    def stage_maps(self, pixel_values: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) -> for each stride s the map (B, C_s, H' / s, W' / s) of its CSP stage."""
         stride, (height, width) = self.config.strides[-1], pixel_values.shape[-2:]
         pixel_values = F.pad(pixel_values, (0, -width % stride, 0, -height % stride))
         x = F.max_pool2d(self.stem(pixel_values), kernel_size=3, stride=2, padding=1)
@@ -121,13 +130,18 @@ class NanoDet(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        maps = [lateral(x) for lateral, x in zip(self.laterals, outputs[-len(self.laterals) :], strict=True)]
-        for level in range(len(maps) - 1, 0, -1):
-            maps[level - 1] = maps[level - 1] + _resize(maps[level], maps[level - 1])
-        # The way up starts from the top-down maps, but the last level was not changed by it.
-        for level in range(len(maps) - 1):
-            maps[level + 1] = maps[level + 1] + _resize(maps[level], maps[level + 1])
-        return [tower(x) for tower, x in zip(self.towers, maps, strict=True)]
+        return outputs[-len(self.laterals) :]
+
+
+def pyramid(stages: Sequence[Tensor], laterals: nn.ModuleList, towers: nn.ModuleList) -> list[Tensor]:
+    """The stages' maps (B, C_s, H_s, W_s) -> the head's maps (B, C, H_s, W_s): laterals, down, up, towers."""
+    maps = [lateral(x) for lateral, x in zip(laterals, stages, strict=True)]
+    for level in range(len(maps) - 1, 0, -1):
+        maps[level - 1] = maps[level - 1] + _resize(maps[level], maps[level - 1])
+    # The way up starts from the top-down maps, but the last level was not changed by it.
+    for level in range(len(maps) - 1):
+        maps[level + 1] = maps[level + 1] + _resize(maps[level], maps[level + 1])
+    return [tower(x) for tower, x in zip(towers, maps, strict=True)]
 
 
 class NanoDetHead(nn.Module):
@@ -145,15 +159,28 @@ class NanoDetHead(nn.Module):
         """Maps (B, C, H_l, W_l) of all levels -> logits (B, S, num_classes) over the flattened levels."""
         return torch.cat([layer(_flatten(x)) for layer, x in zip(self.classes, maps, strict=True)], dim=1)
 
+    def box_logits(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, H_l, W_l) of all levels -> a distribution for each side, (B, S, 4 * bins) logits."""
+        return torch.cat([layer(_flatten(x)) for layer, x in zip(self.boxes, maps, strict=True)], dim=1)
+
+    def cells(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Centres (S, 2) as x, y and strides (S, 1) of all cells, in pixels of the network's input."""
+        centres = [
+            grid_centres(x.shape[-2], x.shape[-1], s, x)
+            for x, s in zip(maps, self.config.strides, strict=True)
+        ]
+        strides = [c.new_full((len(c), 1), s) for c, s in zip(centres, self.config.strides, strict=True)]
+        return torch.cat(centres), torch.cat(strides)
+
     def boxes_xyxy(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H_l, W_l) of all levels -> boxes (B, S, 4) in pixels of the network's input, not
         clipped."""
-        boxes = []
-        for layer, x, stride in zip(self.boxes, maps, self.config.strides, strict=True):
-            distances = expected_distances(layer(_flatten(x)), self.config.box_bins) * stride
-            centres = grid_centres(x.shape[-2], x.shape[-1], stride, x)
-            boxes.append(torch.cat([centres - distances[..., :2], centres + distances[..., 2:]], dim=-1))
-        return torch.cat(boxes, dim=1)
+        return self.decode(self.box_logits(maps), *self.cells(maps))
+
+    def decode(self, box_logits: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
+        """What `box_logits` and `cells` returned -> boxes (B, S, 4) xyxy in pixels, not clipped."""
+        distances = expected_distances(box_logits, self.config.box_bins) * strides
+        return torch.cat([centres - distances[..., :2], centres + distances[..., 2:]], dim=-1)
 
 
 def expected_distances(logits: Tensor, bins: int) -> Tensor:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from groundingml.training.dataset import Sample, TrainingSet
+from groundingml.training.distributed import Processes
 from groundingml.training.prompts import PromptSampler, TrainingPrompt
 from groundingml.training.targets import Target
 
@@ -19,7 +21,8 @@ class Batch:
     """What one forward pass needs.
 
     pixel_values (B, 3, H, W), or None when ``maps``, the backbone's (B, C_l, H_l, W_l), stand for it;
-    pixel_mask (B, H, W) bool, True where there is image; input_ids, attention_mask (B, T); targets: B.
+    pixel_mask (B, H, W) bool, True where there is image; input_ids, attention_mask (B, T); targets: B;
+    noise_seeds: B, for what is drawn about each image on the way.
     """
 
     pixel_values: Tensor | None
@@ -28,6 +31,7 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     targets: list[Target]
+    noise_seeds: tuple[int, ...]
 
     def to(self, device: torch.device) -> "Batch":
         return replace(
@@ -41,7 +45,12 @@ class Batch:
         )
 
 
-def collate(samples: Sequence[Sample], prompts: Sequence[TrainingPrompt], pad_token_id: int = 0) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    prompts: Sequence[TrainingPrompt],
+    pad_token_id: int = 0,
+    noise_seeds: Sequence[int] | None = None,
+) -> Batch:
     """Pad images and prompts on the right and below; leave out boxes whose name did not fit the prompt."""
     length = max(len(prompt.input_ids) for prompt in prompts)
     input_ids = torch.full((len(prompts), length), pad_token_id)
@@ -68,58 +77,73 @@ def collate(samples: Sequence[Sample], prompts: Sequence[TrainingPrompt], pad_to
         input_ids=input_ids,
         attention_mask=attention_mask,
         targets=[_target(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)],
+        noise_seeds=tuple(range(len(samples)) if noise_seeds is None else noise_seeds),
     )
 
 
-def epoch_batches(
+def epoch_steps(
     dataset: TrainingSet,
     prompts: PromptSampler,
     batch_size: int,
+    accumulate: int,
     seed: int,
     epoch: int,
     first: int,
     workers: int = 0,
-) -> Iterator[Batch]:
-    """The batches of one epoch in shuffled order, from number ``first`` on; the last may be smaller.
+    processes: Processes | None = None,
+) -> Iterator[list[Batch]]:
+    """This process's batches for each optimiser step of one epoch, from step number ``first`` on.
 
-    Everything random (order, augmentation, prompt) depends only on the seed, the epoch and the place in it,
-    so an epoch can be entered in the middle, and the number of worker processes changes nothing.
+    A step has ``batch_size * accumulate`` images for each process; the last may have fewer, and then a
+    process perhaps none. Everything random (order, augmentation, prompt, noise) depends only on the seed,
+    the epoch and the image, so an epoch can be entered in the middle, and neither the number of processes
+    nor that of workers changes what is drawn.
     """
+    processes = processes or Processes()
     order = list(range(len(dataset)))
     random.Random(f"{seed} order {epoch}").shuffle(order)
-    numbers = [(seed, epoch, index) for index in order]
-    groups = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-    loader: DataLoader[tuple[Sample, TrainingPrompt]] = DataLoader(
+    per_step = batch_size * accumulate * processes.count
+    steps = []
+    for start in range(first * per_step, len(order), per_step):
+        own = [
+            (seed, epoch, index)
+            for index in order[start : start + per_step][processes.rank :: processes.count]
+        ]
+        steps.append([own[i : i + batch_size] for i in range(0, len(own), batch_size)])
+    loader: DataLoader[tuple[Sample, TrainingPrompt, int]] = DataLoader(
         _Drawn(dataset, prompts),
-        batch_sampler=groups[first:],
+        batch_sampler=[numbers for step in steps for numbers in step],
         collate_fn=_Collate(prompts.pad_token_id),
         num_workers=workers,
         generator=torch.Generator(),  # else it would draw from the global state that a resumed run restores
     )
-    yield from loader
+    batches = iter(loader)
+    for step in steps:
+        yield list(islice(batches, len(step)))
 
 
-class _Drawn(Dataset[tuple[Sample, TrainingPrompt]]):
-    """One sample with its prompt, drawn from (seed, epoch, index)."""
+class _Drawn(Dataset[tuple[Sample, TrainingPrompt, int]]):
+    """One sample with its prompt and a seed for its noise, drawn from (seed, epoch, index)."""
 
     def __init__(self, dataset: TrainingSet, prompts: PromptSampler) -> None:
         self.dataset = dataset
         self.prompts = prompts
 
-    def __getitem__(self, number: tuple[int, int, int]) -> tuple[Sample, TrainingPrompt]:
+    def __getitem__(self, number: tuple[int, int, int]) -> tuple[Sample, TrainingPrompt, int]:
         seed, epoch, index = number
         rng = random.Random(f"{seed} sample {epoch} {index}")
         sample = self.dataset.sample(index, rng)
-        return sample, self.prompts.sample(sample.names, sample.absent, rng)
+        prompt = self.prompts.sample(sample.names, sample.absent, rng)
+        return sample, prompt, rng.getrandbits(63)
 
 
 class _Collate:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, drawn: Sequence[tuple[Sample, TrainingPrompt]]) -> Batch:
-        samples, prompts = zip(*drawn, strict=True)
-        return collate(samples, prompts, self.pad_token_id)
+    def __call__(self, drawn: Sequence[tuple[Sample, TrainingPrompt, int]]) -> Batch:
+        samples, prompts, seeds = zip(*drawn, strict=True)
+        return collate(samples, prompts, self.pad_token_id, seeds)
 
 
 def _stack_padded(arrays: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Images with boxes as the trainer takes them: read, augmented, scaled as the detector scales them."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from groundingml.inference.images import load_image
 from groundingml.inference.preprocessing import preprocess
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
-from groundingml.training.boxes import xyxy_to_cxcywh
-from groundingml.training.coco import CocoAnnotations, ImageRecord
+from groundingml.training.annotations import Annotations, ImageRecord
+from groundingml.training.augmentation import Augmentation, View, change_colours, seen_boxes
 
 
 @dataclass(frozen=True)
@@ -47,37 +47,15 @@ class TrainingSet(Protocol):
     def sample(self, index: int, rng: random.Random) -> Sample: ...
 
 
-@dataclass(frozen=True)
-class View:
-    """How an image is looked at: mirrored or not, and its shortest side in pixels (None: the model's own
-    size)."""
-
-    flip: bool = False
-    shortest: int | None = None
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Draws views. flip: probability of mirroring; shortest_sides: one is drawn each time (none: the model's
-    own)."""
-
-    flip: float = 0.5
-    shortest_sides: tuple[int, ...] = ()
-
-    def draw(self, rng: random.Random) -> View:
-        flip = rng.random() < self.flip
-        return View(flip, rng.choice(self.shortest_sides) if self.shortest_sides else None)
-
-
-class CocoDataset:
-    """COCO annotations as a training set.
+class ImageDataset:
+    """Annotated images as a training set.
 
     augmentation: None looks at every image as it is. Images whose names say left or right are never mirrored.
     """
 
     def __init__(
         self,
-        annotations: CocoAnnotations,
+        annotations: Annotations,
         config: GroundingDinoConfig,
         augmentation: Augmentation | None = None,
     ) -> None:
@@ -95,9 +73,10 @@ class CocoDataset:
         """Draw how to look at an image."""
         if self.augmentation is None:
             return View()
-        view = self.augmentation.draw(rng)
-        sided = any({"left", "right"} & set(name.lower().split()) for name in self.records[index].names)
-        return View(view.flip and not sided, view.shortest)
+        record = self.records[index]
+        view = self.augmentation.draw(rng, record.boxes_xyxy, (record.width, record.height))
+        sided = any({"left", "right"} & set(name.lower().split()) for name in record.names)
+        return replace(view, flip=view.flip and not sided)
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         return self.look(index, self.view(index, rng))
@@ -111,6 +90,9 @@ class CocoDataset:
     def pixels(self, index: int, view: View) -> Tensor:
         """(3, H, W) float32, normalised and scaled as at inference, without padding."""
         image = load_image(self.records[index].path)
+        if view.crop is not None:
+            image = image.crop(view.crop)
+        image = change_colours(image, view)
         if view.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         shortest, longest = self.config.image_size
@@ -130,16 +112,13 @@ class CocoDataset:
     ) -> Sample:
         """The sample in a given view, its image of ``size`` (height, width) given as pixels or as maps."""
         record: ImageRecord = self.records[index]
-        scale = torch.tensor([record.width, record.height] * 2, dtype=torch.float32)
-        boxes = xyxy_to_cxcywh(torch.tensor(record.boxes_xyxy, dtype=torch.float32).reshape(-1, 4) / scale)
-        if view.flip:
-            boxes[:, 0] = 1 - boxes[:, 0]
+        boxes, kept = seen_boxes(record.boxes_xyxy, (record.width, record.height), view)
         return Sample(
             pixel_values=pixel_values,
             size=size,
             boxes_cxcywh=boxes,
-            names=record.names,
-            weights=torch.tensor(record.weights, dtype=torch.float32),
+            names=tuple(record.names[i] for i in kept),
+            weights=torch.tensor([record.weights[i] for i in kept], dtype=torch.float32),
             absent=record.absent,
             source=str(record.path),
             maps=maps,

@@ -8,6 +8,7 @@ begin). That holds for any vocabulary, needs no parameter that inference would t
 format can be trained with it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,22 +58,25 @@ def make_denoising(
     text_features: Tensor,
     matching_queries: int,
     config: DenoisingConfig,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
+    largest: int | None = None,
 ) -> DenoisingPlan | None:
-    """Build the denoising queries of a batch; None when no image of it has a box.
+    """Build the denoising queries of a batch; None when no image has a box.
 
     text_features (B, T, C): the projected text features, before any fusion with the image; matching_queries:
     Q, the network's own queries. One group holds a positive, then a negative, for each of the M boxes of the
     largest image: N = groups * 2 * M.
-    generator: a CPU generator; noise is drawn on the CPU so that every device gets the same.
+    generators: one for each image, on the CPU, so that its noise depends neither on the device nor on the
+    rest of the batch. largest: M where the batch is a part of a larger one; by default the batch's own.
     """
-    largest = max((len(target.boxes_cxcywh) for target in targets), default=0)
+    if largest is None:
+        largest = max((len(target.boxes_cxcywh) for target in targets), default=0)
     if largest == 0:
         return None
     groups = max(config.queries // largest, 1)
     device = text_features.device
     contents, references, matches = [], [], []
-    for target, features in zip(targets, text_features, strict=True):
+    for target, features, generator in zip(targets, text_features, generators, strict=True):
         count = len(target.boxes_cxcywh)
         boxes = _noisy_boxes(target.boxes_cxcywh.cpu(), groups, config.box_noise, generator).to(device)
         phrases = _noisy_phrases(target, groups, config.label_noise, generator).to(device)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from groundingml.inference import Detections, ObjectDetector
-from groundingml.training.coco import Box, CocoAnnotations
+from groundingml.training.annotations import Annotations, Box
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Evaluation:
 
 def evaluate_detector(
     detector: ObjectDetector,
-    annotations: CocoAnnotations,
+    annotations: Annotations,
     *,
     prompts: Mapping[str, Sequence[str]] | None = None,
     threshold: float = 0.0,
@@ -66,7 +66,7 @@ def evaluate_detector(
     return score_detections(annotations, found)
 
 
-def score_detections(annotations: CocoAnnotations, detections: Sequence[Detections]) -> Evaluation:
+def score_detections(annotations: Annotations, detections: Sequence[Detections]) -> Evaluation:
     """Average precision of what was found in the images of ``annotations``, in their order, under its names.
 
     Raises as ``evaluate_detector`` does.
@@ -108,7 +108,7 @@ def score_detections(annotations: CocoAnnotations, detections: Sequence[Detectio
     )
 
 
-def _need_boxes(annotations: CocoAnnotations) -> None:
+def _need_boxes(annotations: Annotations) -> None:
     if not any(record.boxes_xyxy for record in annotations.records):
         raise ValueError("there is not one box to compare with, so there is no average precision")
 
@@ -124,7 +124,7 @@ def _import_faster_coco_eval() -> tuple[Any, Any]:
     return COCO, COCOeval_faster
 
 
-def _ground_truth(annotations: CocoAnnotations, category_ids: Mapping[str, int]) -> dict[str, Any]:
+def _ground_truth(annotations: Annotations, category_ids: Mapping[str, int]) -> dict[str, Any]:
     boxes: list[dict[str, Any]] = []
     for image_id, record in enumerate(annotations.records, start=1):
         objects = [(box, name, 0) for box, name in zip(record.boxes_xyxy, record.names, strict=True)]

@@ -42,20 +42,23 @@ def layer_losses(
     matches: list[Match],
     text_mask: Tensor,
     config: LossConfig,
+    positives: float | None = None,
 ) -> dict[str, Tensor]:
     """The three weighted losses of one layer, given which query answers which box.
 
     logits (B, Q, 256); boxes_cxcywh (B, Q, 4); text_mask (B, 256) bool -> {"focal", "l1", "giou"}, scalars,
-    float32. All three are summed and divided by the number of positive queries in the batch (at least 1). A
-    box's weight scales all that its query pays: a weight of 0 neither attracts the query nor pushes it to the
-    background.
+    float32. All three are summed and divided by ``positives``, by default the number of positive queries in
+    the batch (at least 1). A box's weight scales all that its query pays: a weight of 0 neither attracts
+    the query nor pushes it to the background.
     """
     positive = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
     query_weight = torch.ones(logits.shape[:2], dtype=torch.float32, device=logits.device)
     for i, (target, match) in enumerate(zip(targets, matches, strict=True)):
         positive[i, match.queries] = target.positive_map[match.boxes].float()
         query_weight[i, match.queries] = target.weights[match.boxes].float()
-    positives = max(sum(len(match.queries) for match in matches), 1)
+    if positives is None:
+        positives = sum(len(match.queries) for match in matches)
+    positives = max(positives, 1)
 
     # Padded columns are -inf: they are replaced before the loss, since masking its result would still leave
     # NaN gradients.
@@ -78,11 +81,13 @@ def grounding_losses(
     text_mask: Tensor,
     denoising: DenoisingPlan | None = None,
     config: LossConfig | None = None,
+    boxes: float | None = None,
 ) -> dict[str, Tensor]:
     """Every loss of one batch, weighted; their sum is what is minimised.
 
     output: what ``model.forward_training`` returned; targets: one for each image; text_mask (B, T) or (B,
-    256) bool: the tokenizer's attention mask; denoising: the plan whose queries were put in front, if any.
+    256) bool: the tokenizer's attention mask; denoising: the plan whose queries were put in front, if any;
+    boxes: how many boxes the whole batch has that find a query, where this is a part of it.
     Returns scalars named "decoder_0.focal", "encoder.l1", "denoising_2.giou" and so on.
     """
     config = config or LossConfig()
@@ -92,24 +97,27 @@ def grounding_losses(
     text_mask = text_mask[:, :width]  # no work on columns that no prompt of the batch reaches
     targets = [Target(t.boxes_cxcywh, t.phrase_ids, t.phrase_maps[:, :width], t.weights) for t in targets]
 
-    def matched(logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        matches = config.matcher(logits, boxes, targets, text_mask)
-        return layer_losses(logits, boxes, targets, matches, text_mask, config)
+    def matched(logits: Tensor, boxes_cxcywh: Tensor) -> dict[str, Tensor]:
+        matches = config.matcher(logits, boxes_cxcywh, targets, text_mask)
+        return layer_losses(logits, boxes_cxcywh, targets, matches, text_mask, config, boxes)
 
     losses: dict[str, Tensor] = {}
     extra = denoising.queries_per_image if denoising is not None else 0
-    for layer, (logits, boxes) in enumerate(
+    for layer, (logits, found) in enumerate(
         zip(output.decoder_logits[..., :width], output.decoder_boxes_cxcywh, strict=True)
     ):
-        _add(losses, f"decoder_{layer}", matched(logits[:, extra:], boxes[:, extra:]))
+        _add(losses, f"decoder_{layer}", matched(logits[:, extra:], found[:, extra:]))
         if denoising is not None and extra:
-            _add(
-                losses,
-                f"denoising_{layer}",
-                layer_losses(
-                    logits[:, :extra], boxes[:, :extra], targets, denoising.matches, text_mask, config
-                ),
+            restored = layer_losses(
+                logits[:, :extra],
+                found[:, :extra],
+                targets,
+                denoising.matches,
+                text_mask,
+                config,
+                None if boxes is None else boxes * denoising.groups,
             )
+            _add(losses, f"denoising_{layer}", restored)
     _add(losses, "encoder", matched(output.encoder_logits[..., :width], output.encoder_boxes_cxcywh))
     return losses
 

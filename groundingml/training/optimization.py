@@ -56,14 +56,22 @@ def parameter_groups(
 
 
 def learning_rate_factor(
-    step: int, warmup_steps: int, drop_steps: Sequence[int], drop_factor: float
+    step: int,
+    warmup_steps: int,
+    drop_steps: Sequence[int],
+    drop_factor: float,
+    cosine_steps: int | None = None,
 ) -> float:
     """The schedule: linear from 1/warmup to 1 over the warm-up, then times drop_factor at each drop step.
 
-    step: optimiser steps already done, so the first step is 0.
+    step: optimiser steps already done, so the first step is 0. cosine_steps: the run's length, over which the
+    rate also falls along half a cosine, to a fiftieth.
     """
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
-    return warmup * math.pow(drop_factor, sum(step >= drop for drop in drop_steps))
+    factor = warmup * math.pow(drop_factor, sum(step >= drop for drop in drop_steps))
+    if cosine_steps:
+        factor *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(step / cosine_steps, 1.0)))
+    return factor
 
 
 class AveragedWeights:

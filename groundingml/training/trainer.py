@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,90 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from groundingml.inference.prompts import Tokenizer
-from groundingml.models.grounding_dino import GroundingDino, ImageFeatures, TextFeatures
-from groundingml.training.batches import Batch, epoch_batches
+from groundingml.models.grounding_dino import GroundingDino
+from groundingml.training.adapters import add_adapters
+from groundingml.training.batches import Batch, epoch_steps
 from groundingml.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from groundingml.training.config import FitResult, StepReport, TrainingConfig
 from groundingml.training.dataset import TrainingSet
-from groundingml.training.denoising import DenoisingConfig, make_denoising
+from groundingml.training.distributed import Processes
 from groundingml.training.feature_cache import CachedBackbone
 from groundingml.training.interruption import StopRequest
-from groundingml.training.losses import LossConfig, grounding_losses
+from groundingml.training.mixture import Mixture
+from groundingml.training.objectives import DenseObjective, Objective, SetObjective, StepCounts
 from groundingml.training.optimization import AveragedWeights, freeze, learning_rate_factor, parameter_groups
 from groundingml.training.phrase_cache import PhraseCache
-from groundingml.training.prompts import PromptConfig, PromptSampler
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """What decides a run, beside the model and the data. The defaults fine-tune with the encoders frozen.
-
-    frozen: parts that keep their weights and stay in evaluation mode ("backbone", "text_encoder.bert").
-    learning_rate_factors: part -> factor on the learning rate, for example {"backbone": 0.1}.
-    accumulate: batches whose gradients are averaged into one optimiser step.
-    warmup_steps: optimiser steps until the full rate; drop_epochs: after these many epochs it falls by
-    drop_factor.
-    averaging: decay of an exponential moving average of the weights, which is then what is evaluated and kept
-    as best; None: none. checkpoint_steps: write a checkpoint every so many optimiser steps besides after each
-    epoch.
-    evaluate_epochs: evaluate after every so many epochs, and after the last; evaluate_first: also before the
-    first step, so that the best weights may be those that the run began with.
-    """
-
-    epochs: int = 20
-    batch_size: int = 2
-    accumulate: int = 1
-    learning_rate: float = 1e-4
-    learning_rate_factors: Mapping[str, float] = field(default_factory=dict)
-    weight_decay: float = 1e-4
-    frozen: tuple[str, ...] = ("backbone", "text_encoder.bert")
-    warmup_steps: int = 50
-    drop_epochs: tuple[int, ...] = (15,)
-    drop_factor: float = 0.1
-    clip_norm: float = 0.1
-    averaging: float | None = None
-    seed: int = 0
-    workers: int = 0
-    checkpoint_steps: int | None = None
-    evaluate_epochs: int = 1
-    evaluate_first: bool = False
-    losses: LossConfig = field(default_factory=LossConfig)
-    denoising: DenoisingConfig | None = field(default_factory=DenoisingConfig)
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "evaluate_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.averaging is not None and not 0 < self.averaging < 1:
-            raise ValueError(f"averaging is a decay between 0 and 1, got {self.averaging}")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimiser step: its number from 1, the epoch as a fraction, losses averaged over its batches."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    losses: dict[str, float]
-    gradient_norm: float
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a run ended.
-
-    finished: False when it was asked to stop; ``fit`` with resume goes on from ``last``. history: each
-    evaluation's numbers, with its epoch. best: the weights with the highest metric, None without evaluation.
-    """
-
-    finished: bool
-    steps: int
-    history: list[dict[str, float]]
-    last: Path
-    best: Path | None
+from groundingml.training.prompts import PromptSampler
 
 
 class Trainer:
@@ -103,7 +33,9 @@ class Trainer:
     folder: where last.pt (to resume) and best.pt (weights) are written. evaluate: called with the model in
     evaluation mode, returns numbers; ``metric`` names the one that says which weights are best (higher is
     better).
-    on_step, on_evaluation: for progress; the trainer itself prints nothing.
+    on_step, on_evaluation: for progress; the trainer itself prints nothing. should_stop: asked after each
+    step; True ends the run as Ctrl-C does. processes: who else trains (see `distributed`); only the first
+    writes, evaluates and reports.
     """
 
     def __init__(
@@ -118,10 +50,12 @@ class Trainer:
         metric: str = "map50",
         on_step: Callable[[StepReport], None] | None = None,
         on_evaluation: Callable[[Mapping[str, float]], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("there is no image to train on")
-        if isinstance(dataset, CachedBackbone) and ("backbone" not in config.frozen or config.workers > 0):
+        if _is_cached(dataset) and ("backbone" not in config.frozen or config.workers > 0):
             raise ValueError(
                 "the training set holds the backbone's maps, computed in this process: put 'backbone' among "
                 "the frozen parts and use workers=0, or train on the data set itself"
@@ -134,9 +68,15 @@ class Trainer:
         self.metric = metric
         self.on_step = on_step
         self.on_evaluation = on_evaluation
+        self.should_stop = should_stop
+        self.processes = processes or Processes()
         self.device = next(model.parameters()).device
         self.prompts = PromptSampler(dataset.names, tokenizer, model.config, config.prompts)
+        torch.manual_seed(config.seed)  # adapters begin with random numbers
         self._frozen_modules = freeze(model, config.frozen)
+        if config.adapters is not None:
+            add_adapters(model, config.adapters)
+        self.processes.share_weights(model)
         groups = parameter_groups(
             model, config.learning_rate, config.weight_decay, config.learning_rate_factors
         )
@@ -144,9 +84,17 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(groups)
         self._full_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._average = None if config.averaging is None else AveragedWeights(model, config.averaging)
+        self._low_precision = low_precision(config.precision, self.device)
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self._low_precision is torch.float16 and self.device.type == "cuda"
+        )
         bert_is_frozen = not any(p.requires_grad for p in model.text_encoder.bert.parameters())
-        self._phrases = PhraseCache(model.text_encoder) if bert_is_frozen else None
-        self._noise = torch.Generator()
+        phrases = PhraseCache(model.text_encoder) if bert_is_frozen else None
+        self.objective: Objective
+        if config.dense is None:
+            self.objective = SetObjective(model, phrases, config.losses, config.denoising)
+        else:
+            self.objective = DenseObjective(model, phrases, config.dense)
         self._epoch = 0
         self._step_in_epoch = 0
         self._step = 0
@@ -155,10 +103,10 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        batches = -(-len(self.dataset) // self.config.batch_size)
-        return -(-batches // self.config.accumulate)
+        per_step = self.config.batch_size * self.config.accumulate * self.processes.count
+        return -(-len(self.dataset) // per_step)
 
-    def fit(self, resume: bool = False) -> TrainingResult:
+    def fit(self, resume: bool = False) -> FitResult:
         """Train to the end, or until Ctrl-C or SIGTERM, upon which a checkpoint is written first.
 
         resume: go on from last.pt in the folder if there is one. On the CPU, with the same number of threads,
@@ -166,8 +114,7 @@ class Trainer:
         torch's global generator.
         Raises CheckpointError when last.pt belongs to another run; FloatingPointError when training diverges.
         """
-        torch.manual_seed(self.config.seed)
-        self._noise.manual_seed(self.config.seed)
+        torch.manual_seed(self.config.seed + self.processes.rank)
         if resume and self._last.is_file():
             self._restore(read_checkpoint(self._last))
         self._set_training_mode()
@@ -177,7 +124,7 @@ class Trainer:
             while self._epoch < self.config.epochs:
                 for batches in self._steps_left():
                     self._train_step(batches)
-                    if stop.requested:
+                    if self._stops(stop):
                         self._save()
                         return self._result(finished=False)
                     if self.config.checkpoint_steps and self._step % self.config.checkpoint_steps == 0:
@@ -187,51 +134,59 @@ class Trainer:
                 if self._epoch % self.config.evaluate_epochs == 0 or self._epoch == self.config.epochs:
                     self._evaluate()
                 self._save()
-                if stop.requested and self._epoch < self.config.epochs:
+                if self._stops(stop) and self._epoch < self.config.epochs:
                     return self._result(finished=False)
         return self._result(finished=True)
 
     def _steps_left(self) -> Iterator[list[Batch]]:
-        """The batches of each optimiser step that is left in this epoch."""
-        config = self.config
-        first = self._step_in_epoch * config.accumulate
-        batches = epoch_batches(
-            self.dataset, self.prompts, config.batch_size, config.seed, self._epoch, first, config.workers
+        """This process's batches of each optimiser step that is left in this epoch."""
+        return epoch_steps(
+            self.dataset,
+            self.prompts,
+            self.config.batch_size,
+            self.config.accumulate,
+            self.config.seed,
+            self._epoch,
+            self._step_in_epoch,
+            self.config.workers,
+            self.processes,
         )
-        while chunk := list(islice(batches, config.accumulate)):
-            yield chunk
+
+    def _stops(self, stop: StopRequest) -> bool:
+        """Whether any process was asked to stop; they all stop together."""
+        asked = stop.requested or (self.should_stop is not None and self.should_stop())
+        return self.processes.max([float(asked)]) == [1.0]
 
     def _train_step(self, batches: list[Batch]) -> None:
-        factor = learning_rate_factor(
-            self._step,
-            self.config.warmup_steps,
-            [epoch * self.steps_per_epoch for epoch in self.config.drop_epochs],
-            self.config.drop_factor,
-        )
+        factor = self._rate_factor()
         for group, rate in zip(self._optimizer.param_groups, self._full_rates, strict=True):
             group["lr"] = rate * factor
         self._optimizer.zero_grad(set_to_none=True)
+        counts = self._count(batches)
         sums: dict[str, float] = {}
         for batch in batches:
-            losses = self.losses(batch.to(self.device))
-            total = torch.stack(list(losses.values())).sum()
-            (total / len(batches)).backward()
+            losses = self.losses(batch.to(self.device), counts)
+            self._scaler.scale(torch.stack(list(losses.values())).sum()).backward()
             # One wait for the GPU, not one for each loss.
             values = torch.stack(list(losses.values())).detach().tolist()
             for name, value in zip(losses, values, strict=True):
-                sums[name] = sums.get(name, 0.0) + value / len(batches)
+                sums[name] = sums.get(name, 0.0) + value
+        sums = self.processes.sum_by_name(sums)
+        self.processes.sum_gradients(self._trained)
+        self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._trained, self.config.clip_norm)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm) and not self._scaler.is_enabled():  # float16 skips a step that overflowed
             raise FloatingPointError(
                 f"the gradient of step {self._step + 1} is not finite: training has diverged. "
                 "Lower the learning rate, or resume from the last good checkpoint."
             )
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         if self._average is not None:
             self._average.update(self.model)
         self._step += 1
         self._step_in_epoch += 1
-        if self.on_step is not None:
+        if self.on_step is not None and self.processes.is_first:
             self.on_step(
                 StepReport(
                     step=self._step,
@@ -244,29 +199,39 @@ class Trainer:
                 )
             )
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward one batch on the model's device; every weighted loss by name (see ``grounding_losses``)."""
-        image = self._encode_image(batch)
-        text = self._encode_text(batch)
-        plan = None
-        if self.config.denoising is not None:
-            queries = min(self.model.config.num_queries, image.tokens.shape[1])
-            plan = make_denoising(batch.targets, text.tokens, queries, self.config.denoising, self._noise)
-        output = self.model.ground_training(image, text, None if plan is None else plan.queries)
-        return grounding_losses(output, batch.targets, batch.attention_mask.bool(), plan, self.config.losses)
+    def _rate_factor(self) -> float:
+        drops = [epoch * self.steps_per_epoch for epoch in self.config.drop_epochs]
+        total = self.config.epochs * self.steps_per_epoch if self.config.schedule == "cosine" else None
+        return learning_rate_factor(
+            self._step, self.config.warmup_steps, [] if total else drops, self.config.drop_factor, total
+        )
 
-    def _encode_image(self, batch: Batch) -> ImageFeatures:
-        if batch.maps is not None:
-            # Even a mask that is all True says something here: maps may cover more than the image.
-            return self.model.encode_maps(batch.maps, batch.pixel_mask)
-        mask = None if bool(batch.pixel_mask.all()) else batch.pixel_mask
-        assert batch.pixel_values is not None
-        return self.model.encode_image(batch.pixel_values, mask)
+    def _count(self, batches: list[Batch]) -> StepCounts:
+        """About all images of the step, those of other processes too."""
+        boxes = sum(self.objective.boxes(batch) for batch in batches)
+        largest = max((len(t.boxes_cxcywh) for batch in batches for t in batch.targets), default=0)
+        (all_boxes,) = self.processes.sum([boxes])
+        (all_largest,) = self.processes.max([float(largest)])
+        return StepCounts(all_boxes, int(all_largest))
 
-    def _encode_text(self, batch: Batch) -> TextFeatures:
-        if self._phrases is not None:
-            return self._phrases.encode(batch.input_ids, batch.attention_mask)
-        return self.model.encode_text(batch.input_ids, batch.attention_mask)
+    def losses(self, batch: Batch, step: StepCounts | None = None) -> dict[str, Tensor]:
+        """Forward one batch on the model's device; every weighted loss by name (see `objectives`).
+
+        step: what the batch is a part of; by default it is alone.
+        """
+        with self._autocast():
+            return self.objective.losses(batch, step or self._count([batch]))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._low_precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._low_precision)
+
+    def keep_average(self) -> None:
+        """Leave the averaged weights in the model, where there are some: what a finished run is to give."""
+        if self._average is not None:
+            self._average.swap(self.model)
+        self.model.eval()
 
     def _set_training_mode(self) -> None:
         self.model.train()
@@ -277,12 +242,17 @@ class Trainer:
         """Measure the weights (their average, if there is one), note the numbers, keep the best weights."""
         if self.evaluate is None:
             return
+        if self.processes.is_first:
+            self._evaluate_here(self.evaluate)
+        self.processes.wait()
+
+    def _evaluate_here(self, evaluate: Callable[[GroundingDino], Mapping[str, float]]) -> None:
         if self._average is not None:
             self._average.swap(self.model)
         try:
             self.model.eval()
             with torch.no_grad(), torch.random.fork_rng():  # evaluation must not change what is trained next
-                numbers = {name: float(value) for name, value in self.evaluate(self.model).items()}
+                numbers = {name: float(value) for name, value in evaluate(self.model).items()}
             if self.metric not in numbers:
                 raise ValueError(
                     f"the evaluation returned {sorted(numbers)}, but not the metric {self.metric!r}"
@@ -306,6 +276,8 @@ class Trainer:
         return self.folder / "last.pt"
 
     def _save(self) -> None:
+        if not self.processes.is_first:
+            return
         write_checkpoint(
             self._last,
             {
@@ -318,7 +290,7 @@ class Trainer:
                 "step": self._step,
                 "best": self._best,
                 "history": self._history,
-                "noise": self._noise.get_state(),
+                "scaler": self._scaler.state_dict(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             },
@@ -343,7 +315,12 @@ class Trainer:
         self._step = state["step"]
         self._best = state["best"]
         self._history = state["history"]
-        self._noise.set_state(state["noise"])
+        self._scaler.load_state_dict(state["scaler"])
+        if not self.processes.is_first:
+            torch.manual_seed(
+                self.config.seed + self.processes.rank + self._step
+            )  # the saved one is the first's
+            return
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
@@ -351,21 +328,44 @@ class Trainer:
     def _identity(self) -> str:
         """What must not change between a run and its continuation (its length and how it is watched may)."""
         settings = asdict(self.config)
-        for free in ("epochs", "workers", "checkpoint_steps", "evaluate_epochs", "evaluate_first"):
-            del settings[free]
+        free = ["workers", "checkpoint_steps", "evaluate_epochs", "evaluate_first"]
+        if self.config.schedule != "cosine":  # whose rates depend on the length
+            free.append("epochs")
+        for name in free:
+            del settings[name]
         return json.dumps(
-            {**settings, "images": len(self.dataset), "names": self.dataset.names}, sort_keys=True
+            {
+                **settings,
+                "images": len(self.dataset),
+                "names": self.dataset.names,
+                "processes": self.processes.count,
+            },
+            sort_keys=True,
         )
 
-    def _result(self, finished: bool) -> TrainingResult:
+    def _result(self, finished: bool) -> FitResult:
         best = self.folder / "best.pt"
-        return TrainingResult(
+        return FitResult(
             finished=finished,
             steps=self._step,
             history=list(self._history),
             last=self._last,
             best=best if self._history and best.is_file() else None,
         )
+
+
+def _is_cached(dataset: TrainingSet) -> bool:
+    parts = (dataset.main, dataset.other) if isinstance(dataset, Mixture) else (dataset,)
+    return any(isinstance(part, CachedBackbone) for part in parts)
+
+
+def low_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype to compute in under autocast, or None for float32 (see TrainingConfig.precision)."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, float]:

@@ -23,7 +23,7 @@ from groundingml.models.grounding_dino import GroundingDino
 from groundingml.training import (
     Augmentation,
     CachedBackbone,
-    CocoDataset,
+    ImageDataset,
     PromptConfig,
     StepReport,
     Trainer,
@@ -87,7 +87,7 @@ def main() -> None:
         denoising=None,
         prompts=PromptConfig(max_negatives=10, synonyms=phrases()),
     )
-    dataset = CocoDataset(
+    dataset = ImageDataset(
         read_coco(args.labels / "train.json", images),
         model.config,
         Augmentation(flip=0.0, shortest_sides=(args.short_side,)),

@@ -13,7 +13,7 @@ from groundingml.learning.matching import match
 from groundingml.learning.measuring import ImageResult, as_json, measure
 from groundingml.learning.promotion import PromotionRule, Scores, decide
 from groundingml.learning.report import draw_against_truth, write_report
-from groundingml.training import CocoAnnotations, ImageRecord
+from groundingml.training import Annotations, ImageRecord
 
 Record = Callable[..., ImageRecord]
 Found = Callable[..., Detections]
@@ -62,7 +62,7 @@ def test_measuring_asks_with_prompts_and_scores_by_label(
     detector: Any = Known(answers)
     asked = [Label("cat", ("kitten",), 0.5), Label("dog"), Label("bird")]
     seen: list[int] = []
-    measured = measure(detector, CocoAnnotations(images, ["cat", "dog"], []), asked, seen.append)
+    measured = measure(detector, Annotations(images, ["cat", "dog"], []), asked, seen.append)
     assert [label.threshold for label in detector.asked] == [0.0] * 3
     assert detector.asked[0].prompts == ("kitten",)
     assert seen == [1, 2, 3]
@@ -95,7 +95,7 @@ def test_a_picture_shows_what_is_missed_and_wrong(record: Record, found: Found) 
 
 
 def test_boxes_of_a_name_that_is_not_asked_are_refused(record: Record) -> None:
-    annotations = CocoAnnotations([record([(A, "cat")])], ["cat"], [])
+    annotations = Annotations([record([(A, "cat")])], ["cat"], [])
     detector: Any = Known({})
     with pytest.raises(ValueError, match="boxes of cat, which are not asked for"):
         measure(detector, annotations, [Label("dog")])

@@ -8,7 +8,7 @@ import torch
 import groundingml
 from groundingml.inference import Detector
 from groundingml.models import load_model, load_tokenizer
-from groundingml.models.grounding_dino import GroundingDino
+from groundingml.models.grounding_dino import GroundingDino, ImageFeatures, TextFeatures
 
 FOLDER = Path(groundingml.__file__).parent / "embedded" / "nano"
 
@@ -77,6 +77,11 @@ def test_a_phrase_is_scored_the_same_in_any_prompt(model: GroundingDino) -> None
     torch.testing.assert_close(hidden[0], hidden[1], atol=1e-5, rtol=0)
 
 
+def boxes_at_cells(model: GroundingDino, image: ImageFeatures, text: TextFeatures) -> torch.Tensor:
+    memory, tokens = model.enhancer(image, text)
+    return model.proposals(memory, image.mask, image, tokens, text).boxes_logit.sigmoid()
+
+
 def test_boxes_do_not_depend_on_padding_beyond_the_edge_effect(model: GroundingDino) -> None:
     """Boxes are relative to the image, not to what it is padded to."""
     tokenizer = load_tokenizer("nano")
@@ -88,8 +93,8 @@ def test_boxes_do_not_depend_on_padding_beyond_the_edge_effect(model: GroundingD
     mask[:, :160, :224] = True
     with torch.no_grad():
         text = model.encode_text(encoded["input_ids"], encoded["attention_mask"])
-        alone = model.proposals._boxes_logit(model.encode_image(pixels)).sigmoid()
-        beside = model.proposals._boxes_logit(model.encode_image(padded, mask)).sigmoid()
+        alone = boxes_at_cells(model, model.encode_image(pixels), text)
+        beside = boxes_at_cells(model, model.encode_image(padded, mask), text)
         assert torch.isfinite(model.ground(model.encode_image(padded, mask), text).logits[..., 1]).all()
     rows, columns = 160 // 8, 224 // 8
     inner = alone[0, : rows * columns].view(rows, columns, 4)[4:12, 4:16]

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from groundingml.models.grounding_dino import GroundingDino
-from groundingml.training import Augmentation, CachedBackbone, CocoDataset, View, read_coco
-from groundingml.training.batches import Batch, collate, epoch_batches
+from groundingml.training import Augmentation, CachedBackbone, ImageDataset, View, read_coco
+from groundingml.training.batches import Batch, collate, epoch_steps
+from groundingml.training.distributed import Processes
 from groundingml.training.prompts import PromptConfig, PromptSampler
 
 
 @pytest.fixture
-def dataset(coco_folder: Path, model: GroundingDino) -> CocoDataset:
-    return CocoDataset(
+def dataset(coco_folder: Path, model: GroundingDino) -> ImageDataset:
+    return ImageDataset(
         read_coco(coco_folder / "annotations.json", coco_folder),
         model.config,
         Augmentation(shortest_sides=(48, 64)),
@@ -25,11 +26,11 @@ def dataset(coco_folder: Path, model: GroundingDino) -> CocoDataset:
 
 
 @pytest.fixture
-def prompts(dataset: CocoDataset, model: GroundingDino, tokenizer: Any) -> PromptSampler:
+def prompts(dataset: ImageDataset, model: GroundingDino, tokenizer: Any) -> PromptSampler:
     return PromptSampler(dataset.names, tokenizer, model.config, PromptConfig(all_negatives=1.0))
 
 
-def test_images_and_prompts_are_padded_and_masked(dataset: CocoDataset, prompts: PromptSampler) -> None:
+def test_images_and_prompts_are_padded_and_masked(dataset: ImageDataset, prompts: PromptSampler) -> None:
     samples = [dataset.look(0, View(shortest=48)), dataset.look(1, View())]
     drawn = [
         prompts.sample(["red square"], [], random.Random(0)),
@@ -48,7 +49,7 @@ def test_images_and_prompts_are_padded_and_masked(dataset: CocoDataset, prompts:
 
 
 def test_each_box_points_at_the_tokens_of_its_name(
-    dataset: CocoDataset, prompts: PromptSampler, tokenizer: Any
+    dataset: ImageDataset, prompts: PromptSampler, tokenizer: Any
 ) -> None:
     sample = dataset.look(1, View())
     batch = collate([sample], [prompts.sample(sample.names, sample.absent, random.Random(3))])
@@ -58,14 +59,14 @@ def test_each_box_points_at_the_tokens_of_its_name(
         assert tokenizer.decode(batch.input_ids[0, positions]) == name
 
 
-def test_boxes_whose_name_did_not_fit_are_left_out(dataset: CocoDataset, prompts: PromptSampler) -> None:
+def test_boxes_whose_name_did_not_fit_are_left_out(dataset: ImageDataset, prompts: PromptSampler) -> None:
     sample = dataset.look(1, View())
     (target,) = collate([sample], [prompts.sample(["red square"], [], random.Random(0))]).targets
     assert target.boxes_cxcywh.equal(sample.boxes_cxcywh[1:])
 
 
 def test_cached_maps_and_pixels_do_not_mix(
-    dataset: CocoDataset, prompts: PromptSampler, model: GroundingDino
+    dataset: ImageDataset, prompts: PromptSampler, model: GroundingDino
 ) -> None:
     plain = dataset.look(0, View())
     cached = CachedBackbone(dataset, model).sample(1, random.Random(0))
@@ -87,29 +88,62 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-def test_an_epoch_can_be_entered_in_its_middle(dataset: CocoDataset, prompts: PromptSampler) -> None:
-    whole = list(epoch_batches(dataset, prompts, 1, seed=3, epoch=2, first=0))
-    rest = list(epoch_batches(dataset, prompts, 1, seed=3, epoch=2, first=1))
+def whole_epoch(
+    dataset: ImageDataset,
+    prompts: PromptSampler,
+    seed: int,
+    epoch: int,
+    batch_size: int = 1,
+    workers: int = 0,
+) -> list[Batch]:
+    steps = epoch_steps(dataset, prompts, batch_size, 1, seed, epoch, first=0, workers=workers)
+    return [batch for (batch,) in steps]
+
+
+def test_an_epoch_can_be_entered_in_its_middle(dataset: ImageDataset, prompts: PromptSampler) -> None:
+    whole = whole_epoch(dataset, prompts, seed=3, epoch=2)
+    rest = [batch for (batch,) in epoch_steps(dataset, prompts, 1, 1, seed=3, epoch=2, first=1)]
     assert len(whole) == 3
     assert all(same(a, b) for a, b in zip(whole[1:], rest, strict=True))
 
 
 def test_drawing_batches_leaves_the_global_random_state_alone(
-    dataset: CocoDataset, prompts: PromptSampler
+    dataset: ImageDataset, prompts: PromptSampler
 ) -> None:
     before = torch.get_rng_state()
-    list(epoch_batches(dataset, prompts, 2, seed=3, epoch=0, first=0))
+    list(epoch_steps(dataset, prompts, 2, 1, seed=3, epoch=0, first=0))
     assert torch.get_rng_state().equal(before)
 
 
-def test_epochs_and_seeds_differ(dataset: CocoDataset, prompts: PromptSampler) -> None:
+def test_epochs_and_seeds_differ(dataset: ImageDataset, prompts: PromptSampler) -> None:
     def texts(seed: int, epoch: int) -> list[Any]:
-        return [batch.input_ids.tolist() for batch in epoch_batches(dataset, prompts, 1, seed, epoch, 0)]
+        return [batch.input_ids.tolist() for batch in whole_epoch(dataset, prompts, seed, epoch)]
 
     assert len({str(texts(seed, epoch)) for seed in (0, 1) for epoch in range(5)}) > 5
 
 
-def test_worker_processes_change_nothing(dataset: CocoDataset, prompts: PromptSampler) -> None:
-    here = list(epoch_batches(dataset, prompts, 2, seed=1, epoch=0, first=0))
-    there = list(epoch_batches(dataset, prompts, 2, seed=1, epoch=0, first=0, workers=1))
+def test_worker_processes_change_nothing(dataset: ImageDataset, prompts: PromptSampler) -> None:
+    here = whole_epoch(dataset, prompts, seed=1, epoch=0, batch_size=2)
+    there = whole_epoch(dataset, prompts, seed=1, epoch=0, batch_size=2, workers=1)
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def images_of(steps: list[list[Batch]]) -> list[list[tuple[int, ...]]]:
+    """For each step, its images in the order of their noise seeds, which differ for every image."""
+    return [sorted(seed for batch in step for seed in batch.noise_seeds) for step in steps]
+
+
+def test_processes_and_accumulated_batches_share_the_same_steps(
+    dataset: ImageDataset, prompts: PromptSampler
+) -> None:
+    """Two images a step, however they are split; the third image's step leaves the second process nothing."""
+    whole = list(epoch_steps(dataset, prompts, 2, 1, seed=5, epoch=1, first=0))
+    accumulated = list(epoch_steps(dataset, prompts, 1, 2, seed=5, epoch=1, first=0))
+    shares = [
+        list(epoch_steps(dataset, prompts, 1, 1, seed=5, epoch=1, first=0, processes=Processes(rank, 2)))
+        for rank in (0, 1)
+    ]
+    assert [[len(batch.targets) for batch in step] for step in accumulated] == [[1, 1], [1]]
+    assert shares[1][1] == []
+    assert images_of(accumulated) == images_of(whole)
+    assert images_of([a + b for a, b in zip(*shares, strict=True)]) == images_of(whole)

@@ -64,5 +64,5 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "none.pt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(CheckpointError, match="has checkpoint format None; this version reads 1"):
+    with pytest.raises(CheckpointError, match="has checkpoint format None; this version reads 2"):
         read_checkpoint(tmp_path / "foreign.pt")

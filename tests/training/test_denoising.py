@@ -27,7 +27,13 @@ def build(
 ) -> DenoisingPlan:
     if features is None:
         features = torch.randn(len(targets), 10, 8, generator=torch.Generator().manual_seed(99))
-    plan = make_denoising(targets, features, MATCHING, config, torch.Generator().manual_seed(seed))
+    plan = make_denoising(
+        targets,
+        features,
+        MATCHING,
+        config,
+        [torch.Generator().manual_seed(seed + 7 * i) for i in range(len(targets))],
+    )
     assert plan is not None
     return plan
 
@@ -52,7 +58,9 @@ def test_more_boxes_than_queries_still_make_one_group() -> None:
 
 def test_no_boxes_in_the_batch_means_no_denoising() -> None:
     features = torch.randn(1, 10, 8)
-    assert make_denoising([make_target([])], features, MATCHING, DenoisingConfig(), torch.Generator()) is None
+    assert (
+        make_denoising([make_target([])], features, MATCHING, DenoisingConfig(), [torch.Generator()]) is None
+    )
 
 
 def test_positives_answer_their_boxes() -> None:
@@ -127,7 +135,7 @@ def test_attention_mask_by_hand() -> None:
     forbidden."""
     features = torch.randn(1, 10, 8)
     plan = make_denoising(
-        [make_target([[0.5, 0.5, 0.2, 0.2]])], features, 2, DenoisingConfig(queries=2), torch.Generator()
+        [make_target([[0.5, 0.5, 0.2, 0.2]])], features, 2, DenoisingConfig(queries=2), [torch.Generator()]
     )
     assert plan is not None
     assert plan.queries.self_attention_mask.int().tolist() == [

@@ -13,13 +13,13 @@ import pytest
 
 from groundingml.inference import Detections, Detector
 from groundingml.models.grounding_dino import GroundingDino
-from groundingml.training import CocoAnnotations, evaluate_detector, read_coco
+from groundingml.training import Annotations, evaluate_detector, read_coco
 
 Box = tuple[float, float, float, float]
 
 
 @pytest.fixture
-def annotations(coco_folder: Path) -> CocoAnnotations:
+def annotations(coco_folder: Path) -> Annotations:
     return read_coco(coco_folder / "annotations.json", coco_folder)
 
 
@@ -54,7 +54,7 @@ RIGHT: dict[str, list[tuple[str, float, Box]]] = {
 }
 
 
-def test_perfect_answers_score_one(annotations: CocoAnnotations) -> None:
+def test_perfect_answers_score_one(annotations: Annotations) -> None:
     detector: Any = KnownAnswers(RIGHT)
     result = evaluate_detector(detector, annotations)
     assert result.map == result.map50 == result.map75 == result.recall == pytest.approx(1.0)
@@ -65,12 +65,12 @@ def test_perfect_answers_score_one(annotations: CocoAnnotations) -> None:
     assert threshold == 0.0
 
 
-def test_no_answers_score_nothing(annotations: CocoAnnotations) -> None:
+def test_no_answers_score_nothing(annotations: Annotations) -> None:
     detector: Any = KnownAnswers({})
     assert evaluate_detector(detector, annotations).map50 == 0.0
 
 
-def test_precision_by_hand(annotations: CocoAnnotations) -> None:
+def test_precision_by_hand(annotations: Annotations) -> None:
     """A false alarm above both true red squares: precision 1/2 then 2/3; made non-increasing, 2/3 at every
     recall.
 
@@ -94,17 +94,17 @@ def test_precision_by_hand(annotations: CocoAnnotations) -> None:
     assert result.map75 == pytest.approx((2 / 3 + 0) / 2)
 
 
-def test_several_boxes_of_a_label_in_one_image_all_count(annotations: CocoAnnotations) -> None:
+def test_several_boxes_of_a_label_in_one_image_all_count(annotations: Annotations) -> None:
     two: tuple[Box, Box] = ((8, 8, 40, 40), (44, 44, 60, 60))
     record = replace(annotations.records[0], boxes_xyxy=two, names=("red square",) * 2, weights=(1.0, 1.0))
     detector: Any = KnownAnswers({"1.png": [("red square", 0.9, two[0]), ("red square", 0.8, two[1])]})
-    result = evaluate_detector(detector, CocoAnnotations([record], annotations.names, []))
+    result = evaluate_detector(detector, Annotations([record], annotations.names, []))
     assert result.map == result.recall == pytest.approx(1.0)
 
 
-def test_what_is_found_in_a_crowd_counts_neither_way(annotations: CocoAnnotations) -> None:
+def test_what_is_found_in_a_crowd_counts_neither_way(annotations: Annotations) -> None:
     crowded = replace(annotations.records[2], crowds=(((0, 0, 60, 60), "red square"),))
-    changed = CocoAnnotations([*annotations.records[:2], crowded], annotations.names, [])
+    changed = Annotations([*annotations.records[:2], crowded], annotations.names, [])
     answers = {**RIGHT, "3.png": [("red square", 0.99, (10.0, 10.0, 20.0, 20.0))]}
     detector: Any = KnownAnswers(answers)
     assert evaluate_detector(detector, changed).map50 == pytest.approx(1.0)
@@ -112,7 +112,7 @@ def test_what_is_found_in_a_crowd_counts_neither_way(annotations: CocoAnnotation
 
 
 def test_real_detectors_are_asked_with_the_prompts_given(
-    annotations: CocoAnnotations, model: GroundingDino, tokenizer: Any
+    annotations: Annotations, model: GroundingDino, tokenizer: Any
 ) -> None:
     done: list[int] = []
     result = evaluate_detector(
@@ -126,13 +126,13 @@ def test_real_detectors_are_asked_with_the_prompts_given(
     assert result.metrics().keys() == {"map", "map50", "map75", "recall"}
 
 
-def test_nothing_to_compare_with_is_said(annotations: CocoAnnotations) -> None:
+def test_nothing_to_compare_with_is_said(annotations: Annotations) -> None:
     detector: Any = KnownAnswers({})
     with pytest.raises(ValueError, match="not one box"):
-        evaluate_detector(detector, CocoAnnotations(annotations.records[2:], annotations.names, []))
+        evaluate_detector(detector, Annotations(annotations.records[2:], annotations.names, []))
 
 
-def test_a_missing_library_is_named(annotations: CocoAnnotations, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(annotations: Annotations, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     detector: Any = KnownAnswers(RIGHT)
     with pytest.raises(ImportError, match=r"pip install 'groundingml\[train\]'"):

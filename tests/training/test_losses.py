@@ -164,7 +164,9 @@ def wide_target(boxes: int) -> Target:
 
 def test_every_decoder_layer_the_encoder_and_the_denoising_queries_have_losses_and_gradients() -> None:
     targets = [wide_target(2), wide_target(1)]
-    plan = make_denoising(targets, torch.randn(2, 6, 8), 5, DenoisingConfig(queries=4), torch.Generator())
+    plan = make_denoising(
+        targets, torch.randn(2, 6, 8), 5, DenoisingConfig(queries=4), [torch.Generator(), torch.Generator()]
+    )
     assert plan is not None
     extra = plan.queries_per_image
     output = random_output(layers=3, queries=5, denoising=extra, columns=6)

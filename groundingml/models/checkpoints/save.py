@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,12 @@ _TOKENIZER_CONFIG = {
 }
 
 
-def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = None) -> None:
+def save_pretrained(
+    model: GroundingDino,
+    folder: str | Path,
+    tokenizer: Any = None,
+    extra: Mapping[str, str] | None = None,
+) -> None:
     """Write a model so that `load_model(folder)` gives it back.
 
     Grounding DINO, MM-Grounding-DINO and LLMDet are written in the Hugging Face layout (config, weights,
@@ -43,6 +49,7 @@ def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = N
     Args:
         model: in any dtype, on any device; the weights keep their dtype.
         folder: made if absent; files of the same names are replaced, others stay.
+        extra: names and texts of files to write with it.
         tokenizer: of transformers; by default BERT's uncased vocabulary, which all published models use.
 
     Raises:
@@ -55,6 +62,8 @@ def save_pretrained(model: GroundingDino, folder: str | Path, tokenizer: Any = N
         partial.mkdir(parents=True)
         try:
             _write(model, partial, tokenizer)
+            for name, text in (extra or {}).items():
+                (partial / name).write_text(text, encoding="utf-8")
             _move(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

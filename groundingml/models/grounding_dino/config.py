@@ -99,6 +99,8 @@ class GroundingDinoConfig:
     """"two_stage" (a box for every image token) or "dense" (a text-aligned head, see `dense_proposals`)."""
     known_names: int = 0
     """How many names the memory of dense proposals holds (see `dense_proposals.NameMemory`)."""
+    taught_names: tuple[str, ...] = ()
+    """Names that training taught a model with dense proposals (see `taught_head.TaughtHead`)."""
     query_content: str = "learned"
     """"learned" (an embedding for each rank) or "proposals" (the features of the selected proposal)."""
 
@@ -119,7 +121,7 @@ class GroundingDinoConfig:
     """Lowest score of a reported box unless the caller says otherwise."""
 
     def __post_init__(self) -> None:
-        for name in ("delimiter_token_ids", "image_size", "image_mean", "image_std"):
+        for name in ("delimiter_token_ids", "image_size", "image_mean", "image_std", "taught_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_choice("family", self.family, ("grounding-dino", "mm-grounding-dino", "nano"))
         _check_choice("proposals", self.proposals, ("two_stage", "dense"))
@@ -131,6 +133,12 @@ class GroundingDinoConfig:
                 raise ValueError(
                     f"{width}={getattr(self, width)} is not a multiple of {name}={getattr(self, name)}"
                 )
+        if self.taught_names and not (
+            self.proposals == "dense" and getattr(self.backbone, "return_stages", False)
+        ):
+            raise ValueError(
+                'taught_names need proposals="dense" and a NanoDet backbone with return_stages=True'
+            )
         if self.d_model % 4:
             raise ValueError(f"d_model={self.d_model} is not a multiple of 4, which the sine embeddings need")
         if self.num_levels < self.backbone_levels:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.heads import BoxHead, ClassHead
 from groundingml.models.grounding_dino.outputs import ImageFeatures, Proposals, TextFeatures
+from groundingml.models.grounding_dino.taught_head import TaughtHead
 from groundingml.models.linear import Linear
 from groundingml.models.nanodet import NanoDetConfig, NanoDetHead
 
@@ -49,12 +50,16 @@ class DenseProposals(nn.Module):
                 f'proposals="dense" need num_levels={len(backbone.strides)}, the levels of the backbone; '
                 f"got {config.num_levels}"
             )
+        self.levels = config.num_levels
         self.detector = NanoDetHead(backbone)
         self.names = NameMemory(config.known_names, config.text_config["hidden_size"], backbone.num_classes)
         self.projection = Linear(config.d_model, config.d_model)
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.class_head = ClassHead(config)
         self.box_head = BoxHead(config.d_model)
+        self.taught: TaughtHead | None = None
+        if config.taught_names:
+            self.taught = TaughtHead(backbone, len(config.taught_names), config.text_config["hidden_size"])
 
     def forward(
         self,
@@ -66,7 +71,8 @@ class DenseProposals(nn.Module):
     ) -> Proposals:
         """The arguments are those of `TwoStageProposals.forward`."""
         phrases, is_word = phrase_vectors(text_features.hidden, text_features.block_mask)
-        known = self.detector.class_logits(image.feature_maps).sigmoid()  # (B, S, classes)
+        maps = image.feature_maps[: self.levels]
+        known = self.detector.class_logits(maps).sigmoid()  # (B, S, classes)
         scores = nearly_highest(known, self.names(phrases))
         logits = torch.logit(_LEAST_PROBABILITY + (1 - 2 * _LEAST_PROBABILITY) * scores)
         features = self.norm(self.projection(memory))
@@ -76,20 +82,49 @@ class DenseProposals(nn.Module):
         possible = (is_word & text_features.mask).unsqueeze(1)
         if memory_mask is not None:
             possible = possible & memory_mask.unsqueeze(-1)
-        logits = logits.masked_fill(~possible, _IMPOSSIBLE)
-
-        logits = logits - _NOT_A_PEAK * (~peaks(logits.detach(), image.spatial_shapes)).to(logits.dtype)
+        boxes_logit = self._boxes_logit(self.detector.boxes_xyxy(maps), image) + self.box_head(features)
+        taught = None
+        if self.taught is not None:
+            is_taught, name, weight = self.taught.meaning(phrases, self.names)
+            if torch.compiler.is_compiling() or bool((is_taught & is_word).any()):
+                taught = self._ask_taught(image, possible & is_taught.unsqueeze(1), name, weight)
+            possible = possible & ~is_taught.unsqueeze(1)
+        logits = self._only_peaks(logits.masked_fill(~possible, _IMPOSSIBLE), image)
+        if taught is not None:
+            # Two rows for each cell: what the first head proposes there, and what the taught one does.
+            logits = torch.cat([logits, taught[0]], dim=1)
+            boxes_logit = torch.cat([boxes_logit, taught[1]], dim=1)
+            features = torch.cat([features, features], dim=1)
         return Proposals(
             logits=logits.masked_fill(~text_features.mask.unsqueeze(1), float("-inf")),
-            boxes_logit=self._boxes_logit(image) + self.box_head(features),
+            boxes_logit=boxes_logit,
             features=features,
             residual_logits=logits,
         )
 
-    def _boxes_logit(self, image: ImageFeatures) -> Tensor:
-        """The detector's boxes, clipped to the image: (B, S, 4) cxcywh relative to it, before the sigmoid."""
+    def _ask_taught(
+        self, image: ImageFeatures, possible: Tensor, name: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The taught head's logits (B, S, T) and boxes (B, S, 4) before the sigmoid.
+
+        possible: (B, 1 or S, T) bool; name, weight: (B, T) which taught name each token's phrase means.
+        """
+        assert self.taught is not None
+        output = self.taught(image.feature_maps[self.levels :])
+        column = name.unsqueeze(1).expand(-1, output.class_logits.shape[1], -1)
+        scores = only_best_of_overlapping(output.class_logits.sigmoid(), output.boxes_xyxy)
+        scores = scores.gather(2, column) * weight.unsqueeze(1)
+        logits = torch.logit(scores, eps=1e-6).masked_fill(~possible, _IMPOSSIBLE)
+        return self._only_peaks(logits, image), self._boxes_logit(output.boxes_xyxy, image)
+
+    def _only_peaks(self, logits: Tensor, image: ImageFeatures) -> Tensor:
+        """Logits (B, S, T), lowered by far where a neighbouring cell has a higher one."""
+        return logits - _NOT_A_PEAK * (~peaks(logits.detach(), image.spatial_shapes)).to(logits.dtype)
+
+    def _boxes_logit(self, boxes_xyxy: Tensor, image: ImageFeatures) -> Tensor:
+        """Boxes (B, S, 4) in pixels, clipped to the image: cxcywh relative to it, before the sigmoid."""
         assert image.sizes is not None
-        corners = self.detector.boxes_xyxy(image.feature_maps) / image.sizes.repeat(1, 2).unsqueeze(1)
+        corners = boxes_xyxy / image.sizes.repeat(1, 2).unsqueeze(1)
         low, high = corners.clamp(0.0, 1.0).chunk(2, dim=-1)
         return torch.logit(torch.cat([(low + high) / 2, high - low], dim=-1), eps=1e-4)
 
@@ -110,6 +145,26 @@ def nearly_highest(probabilities: Tensor, affinities: Tensor) -> Tensor:
     """
     powers = probabilities.pow(4) @ affinities.pow(4).transpose(1, 2)
     return powers.clamp(min=1e-24, max=1.0).pow(0.25)
+
+
+def only_best_of_overlapping(scores: Tensor, boxes_xyxy: Tensor, iou: float = 0.6, most: int = 200) -> Tensor:
+    """Scores (B, S, N) of N names, nearly 0 where a better box of the same name overlaps by more than
+    ``iou``.
+
+    Of each name the ``most`` best cells are looked at, the others are lowered too. A box that is itself
+    suppressed still suppresses (the "fast" suppression of YOLACT, arXiv:1904.02689): no loop over boxes.
+    """
+    best, cells = scores.transpose(1, 2).topk(min(most, scores.shape[1]), dim=2)  # (B, N, R)
+    boxes = boxes_xyxy.unsqueeze(1).expand(-1, cells.shape[1], -1, -1)
+    boxes = boxes.gather(2, cells.unsqueeze(-1).expand(-1, -1, -1, 4))
+    low = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
+    high = torch.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
+    intersection = (high - low).clamp(min=0.0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0.0).prod(-1)
+    union = (area.unsqueeze(-1) + area.unsqueeze(-2) - intersection).clamp(min=1e-6)
+    rivals = (intersection / union > iou).triu(diagonal=1)  # row: the better box
+    kept = best.masked_fill(rivals.any(dim=-2), 0.0)
+    return torch.zeros_like(scores).scatter(1, cells.transpose(1, 2), kept.transpose(1, 2))
 
 
 class NameMemory(nn.Module):
@@ -145,12 +200,20 @@ class NameMemory(nn.Module):
 
     def forward(self, phrases: Tensor) -> Tensor:
         """Phrase vectors (B, T, H) of length 1 -> affinities to the classes (B, T, num_classes), in 0..1."""
-        similarity = F.normalize(phrases - self.centre, dim=-1) @ self.names.T
+        similarity = self.centred(phrases) @ self.names.T
         of_class = similarity.new_full((*similarity.shape[:2], self.num_classes + 1), -1.0)
         of_class = of_class.scatter_reduce(2, self.classes.expand_as(similarity), similarity, "amax")
         best = of_class.amax(dim=-1, keepdim=True)
         relative = ((of_class[..., :-1] - best) / self.SHARPNESS).exp()
-        return relative * ((best - self.LEAST_SIMILARITY) / self.SHARPNESS).sigmoid()
+        return relative * self.confidence(best)
+
+    def centred(self, phrases: Tensor) -> Tensor:
+        """Phrase vectors (..., H) -> from the known names' centre, of length 1: the space of similarities."""
+        return F.normalize(phrases - self.centre, dim=-1)
+
+    def confidence(self, similarity: Tensor) -> Tensor:
+        """How surely the nearest name is meant, 0..1, by its cosine similarity."""
+        return ((similarity - self.LEAST_SIMILARITY) / self.SHARPNESS).sigmoid()
 
 
 def phrase_vectors(hidden: Tensor, block_mask: Tensor) -> tuple[Tensor, Tensor]:
