@@ -27,6 +27,7 @@ class FakeLabelStudio:
         self.label_config = label_config
         self.tasks = dict(enumerate(tasks, start=1))
         self.predictions: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.refused_tasks: set[int] = set()
@@ -79,10 +80,8 @@ class FakeLabelStudio:
         if (method, path) == ("GET", "/api/tasks") and query["project"] == "7":
             found = self._find(json.loads(query["query"]))
             page = found[: int(query["page_size"])]
-            return 200, {
-                "total": len(found),
-                "tasks": [{"id": task, "data": self.tasks[task]} for task in page],
-            }
+            whole = query.get("fields") == "all"
+            return 200, {"total": len(found), "tasks": [self._task(task, whole) for task in page]}
         if (method, path) == ("POST", "/api/projects/7/import/predictions"):
             return self._import(body)
         if (method, path) == ("GET", "/api/predictions/"):
@@ -94,6 +93,16 @@ class FakeLabelStudio:
         if method == "GET" and path in self.files:
             return 200, self.files[path]
         return 404, {"detail": "Not found."}
+
+    def _task(self, task: int, whole: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {"id": task, "data": self.tasks[task]}
+        if whole:
+            for name in ("annotations", "predictions"):
+                found[name] = [one for one in getattr(self, name) if one["task"] == task]
+        return found
+
+    def _count(self, task: int, cancelled: bool) -> int:
+        return sum(one["task"] == task and one["was_cancelled"] is cancelled for one in self.annotations)
 
     def _find(self, query: dict[str, Any]) -> list[int]:
         assert query["ordering"] == ["tasks:id"]
@@ -112,6 +121,12 @@ class FakeLabelStudio:
                 return not any(value[0] in version for version in versions[task])
             if rule == ("total_predictions", "equal"):
                 return len(versions[task]) == value
+            if rule == ("total_annotations", "greater"):
+                return self._count(task, False) > value
+            if rule == ("total_annotations", "equal"):
+                return self._count(task, False) == value
+            if rule == ("cancelled_annotations", "greater"):
+                return self._count(task, True) > value
             if rule == ("data.site", "equal"):
                 return self.tasks[task].get("site") == value
             raise AssertionError(f"unknown filter {item}")
