@@ -168,12 +168,12 @@ def _label_project(
     from groundingml.labelstudio.addresses import FetchError
     from groundingml.labelstudio.api_client import ApiError, LabelStudioApi
     from groundingml.labelstudio.label_config import LabelConfigError, parse_label_config
+    from groundingml.labelstudio.model_pool import ModelPool
     from groundingml.labelstudio.predictor import Predictor
     from groundingml.labelstudio.project_labelling import ProjectLabelling, Work
     from groundingml.labelstudio.settings import Settings, SettingsError
     from groundingml.labelstudio.task_filters import FilterError, parse_filter
     from groundingml.labelstudio.versions import model_version
-    from groundingml.labelstudio.worker import ModelWorker
 
     stop = threading.Event()
     try:
@@ -199,11 +199,11 @@ def _label_project(
         _fail(missing if error.status == 404 else str(error), 1)
     except LabelConfigError as error:
         _fail(f"project {project}: {error}", 1)
-    worker = ModelWorker(model, device, load_detector(model, device, shown, allow_cloud))
-    assert worker.checkpoint_digest is not None, "the detector is loaded"
-    predictor = Predictor(settings, worker)
-    version = model_version(worker.checkpoint_digest, config)
-    work = Work(project, config, version, wanted, only_missing, batch)
+    pool = ModelPool(model, device, load_detector(model, device, shown, allow_cloud))
+    predictor = Predictor(settings, pool)
+    served = asyncio.run(pool.ready(0))
+    version = model_version(served.digest, config)
+    work = Work(project, config, served, version, wanted, only_missing, batch)
     try:
         with LongRun(f"project {project}", "tasks", shown) as progress, _stopping(stop, shown):
             job = ProjectLabelling(
@@ -212,7 +212,6 @@ def _label_project(
             report = asyncio.run(job.run())
     finally:
         predictor.close()
-        worker.close()
         api.close()
     # A project that shows a connection by its title shows what that answers now.
     same = {backend["title"] for backend in connected if backend.get("model_version") == version}

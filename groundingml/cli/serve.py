@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import errno
-import logging
 import signal
 import socket
 import sys
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from groundingml.cli.options import AllowCloud, AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
+from groundingml.cli.options import (
+    AllowCloud,
+    AllowHosts,
+    DataDir,
+    Device,
+    LabelStudioApiKey,
+    LabelStudioUrl,
+    Model,
+    StoreUrl,
+)
 from groundingml.labelstudio.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+
+class LogFormat(str, Enum):
+    """How log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(str, Enum):
+    """The least level of what is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+
+
 GRACE_S = 30
-"""How long running requests may take to finish after SIGTERM or Ctrl-C."""
+"""How long running requests may take to finish after SIGTERM or Ctrl-C; tasks of them that are not begun are
+left out."""
 
 
 def serve(
@@ -45,10 +71,54 @@ def serve(
         Path | None,
         typer.Option(envvar="GROUNDINGML_BASIC_AUTH_PASS_FILE", help="File that holds the password for it."),
     ] = None,
+    webhook_secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GROUNDINGML_WEBHOOK_SECRET_FILE",
+            help="File with a secret that webhooks have to show; see `groundingml connect`.",
+        ),
+    ] = None,
     allow_host: AllowHosts = None,
     allow_cloud: AllowCloud = False,
+    data_dir: DataDir = None,
+    store: StoreUrl = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            envvar="GROUNDINGML_BATCH_SIZE",
+            min=1,
+            help="Images computed together (8 on a GPU, 1 on a CPU).",
+        ),
+    ] = None,
+    predict_budget: Annotated[
+        float,
+        typer.Option(
+            envvar="GROUNDINGML_PREDICT_BUDGET",
+            min=1,
+            help="Seconds after which one request is answered with what is done; Label Studio waits 100.",
+        ),
+    ] = 85.0,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="GROUNDINGML_LOG_FORMAT", help="text, or json: an object a line.")
+    ] = LogFormat.TEXT,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(envvar="GROUNDINGML_LOG_LEVEL", help="debug adds tracebacks and requests."),
+    ] = LogLevel.INFO,
 ) -> None:
-    """Serve the Label Studio ML backend."""
+    """Serve the Label Studio ML backend.
+
+    [bold]Examples[/bold]
+
+      LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=KEY groundingml serve
+
+      groundingml serve --model llmdet-tiny --host 0.0.0.0 --basic-auth-user ann --basic-auth-pass-file pass
+
+      groundingml connect --project 7 --backend-url http://127.0.0.1:9090     [dim]# then connect it[/dim]
+
+    Its status page is at that address, its metrics for Prometheus at /metrics. SIGTERM and Ctrl-C let running
+    requests finish.
+    """
     try:
         settings = Settings(
             model=model,
@@ -56,9 +126,14 @@ def serve(
             label_studio_url=label_studio_url or None,
             label_studio_api_key=label_studio_api_key or None,
             basic_auth_user=basic_auth_user or None,
-            basic_auth_password=_read_password(basic_auth_pass_file),
+            basic_auth_password=_read_secret(basic_auth_pass_file, "password"),
+            webhook_secret=_read_secret(webhook_secret_file, "webhook secret"),
             allow_hosts=tuple(allow_host or ()),
             allow_cloud=allow_cloud,
+            data_dir=data_dir,
+            store_url=store or None,
+            batch_size=batch_size,
+            predict_budget_s=predict_budget,
         )
     except SettingsError as error:
         _fail(str(error))
@@ -68,6 +143,9 @@ def serve(
     typer.echo(f"groundingml: starting, model {model} ...")
     app = _create_app(settings)
     typer.echo(connecting_help(settings, host, port))
+    from groundingml.labelstudio.server_log import configure_logging
+
+    configure_logging(log_format.value, log_level.value, settings.secrets)
     _run(app, listener)
 
 
@@ -138,8 +216,12 @@ def _create_app(settings: Settings) -> FastAPI:
         import uvicorn  # noqa: F401  (its absence has to be said before anything is printed)
 
         from groundingml.labelstudio import create_app
+        from groundingml.store import StoreError
 
-        return create_app(settings)
+        try:
+            return create_app(settings)
+        except StoreError as error:
+            _fail(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("groundingml"):
             raise
@@ -152,14 +234,18 @@ def _create_app(settings: Settings) -> FastAPI:
 def _run(app: FastAPI, listener: socket.socket) -> None:
     import uvicorn
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for chatty in ("httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    class Server(uvicorn.Server):
+        """Tells the application at the signal, not only when its last request is done."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.services.stopping.set()
+            super().handle_exit(sig, frame)
+
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         typer.echo("groundingml: stopped.")
     finally:
@@ -171,13 +257,13 @@ def _exit_cleanly(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
 
 
-def _read_password(file: Path | None) -> str | None:
+def _read_secret(file: Path | None, what: str) -> str | None:
     if file is None:
         return None
     try:
         return file.read_text(encoding="utf-8").strip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"The password file {file} cannot be read: {error}.") from error
+        raise SettingsError(f"The {what} file {file} cannot be read: {error}.") from error
 
 
 def _fail(message: str) -> NoReturn:

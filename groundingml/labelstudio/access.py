@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 import threading
@@ -19,6 +20,8 @@ from groundingml.labelstudio.bounded_http import BoundedHttp
 _JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UPLOAD = re.compile(r"/data/upload/(\d+)/([^/\\]+)")
+_PRESIGN = re.compile(r"/((?:tasks|projects)/\d+/(?:presign|resolve))/?")
+_BASE64 = re.compile(r"[\w-]+={0,2}", re.ASCII)
 DEFAULT_ACCESS_SECONDS = 240.0
 """How long an access token is used when it does not say when it expires (Label Studio's live 300 s)."""
 
@@ -45,6 +48,27 @@ class LabelStudioAccess:
         """Whether an API key was given."""
         return bool(self._api_key)
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart what different tokens may see, without telling the token."""
+        return hashlib.sha256(f"{self._base} {self._api_key}".encode()).hexdigest()
+
+    @property
+    def uploads(self) -> str:
+        """The path below which uploaded files lie; a file there never changes."""
+        return f"{self._prefix}/data/upload/"
+
+    def presign_url(self, task: object, uri: str) -> str:
+        """Where Label Studio redirects to a signed URL for an image in cloud storage.
+
+        Raises:
+            FetchError: when ``task`` is no id of a task.
+        """
+        if not str(task).isdecimal():
+            raise FetchError("images of cloud storage are read by the id of their task, and it has none")
+        encoded = base64.urlsafe_b64encode(uri.encode()).decode()
+        return f"{self._base}/tasks/{task}/presign/?fileuri={encoded}"
+
     def image_url(self, reference: SplitResult) -> str:
         """The absolute URL of one of this Label Studio's images, written anew from the path's checked parts.
 
@@ -56,11 +80,14 @@ class LabelStudioAccess:
             path = path[len(self._prefix) :]
         if path in ("/data/local-files/", "/data/local-files"):
             return f"{self._base}/data/local-files/?d={quote(_local_file(reference.query), safe='/')}"
+        presign = _PRESIGN.fullmatch(path)
+        if presign is not None:
+            return f"{self._base}/{presign[1]}/?fileuri={_file_uri(reference.query)}"
         upload = _UPLOAD.fullmatch(path)
         if upload is None or reference.query or upload[2] in (".", "..") or _CONTROL.search(path):
             raise FetchError(
-                "not an image path of Label Studio; those are /data/upload/<project>/<file> and "
-                "/data/local-files/?d=<file>"
+                "not an image path of Label Studio; those are /data/upload/<project>/<file>, "
+                "/data/local-files/?d=<file> and /tasks/<id>/presign/?fileuri=<file>"
             )
         return f"{self._base}/data/upload/{upload[1]}/{quote(upload[2], safe='')}"
 
@@ -116,6 +143,17 @@ def _local_file(query: str) -> str:
             "not a local file of Label Studio; those look like /data/local-files/?d=folder/file.jpg"
         )
     return path
+
+
+def _file_uri(query: str) -> str:
+    """The base64 of a cloud file's URI, from ``fileuri=<base64>``."""
+    name, _, encoded = query.partition("=")
+    encoded = unquote(encoded)
+    if name != "fileuri" or not _BASE64.fullmatch(encoded):
+        raise FetchError(
+            "not a cloud file of Label Studio; those look like /tasks/7/presign/?fileuri=<base64>"
+        )
+    return encoded
 
 
 def _seconds_to_live(jwt: str) -> float:

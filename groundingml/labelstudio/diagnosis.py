@@ -22,9 +22,9 @@ from groundingml.labelstudio.api_client import ApiError, LabelStudioApi, Refused
 from groundingml.labelstudio.backend_checks import BackendChecks
 from groundingml.labelstudio.images import ImageFetcher, describe_reference
 from groundingml.labelstudio.label_config import LabelConfig, LabelConfigError, parse_label_config
-from groundingml.labelstudio.predictor import Predictor
+from groundingml.labelstudio.model_pool import ModelPool
+from groundingml.labelstudio.predictor import Asked, Predictor
 from groundingml.labelstudio.settings import Settings
-from groundingml.labelstudio.worker import ModelWorker
 
 if TYPE_CHECKING:
     from groundingml.inference import ObjectDetector
@@ -167,7 +167,7 @@ class Diagnosis:
                 reference = task["data"].get(key)
                 started = time.monotonic()
                 try:
-                    image = self._fetcher.fetch(reference)
+                    image = self._fetcher.fetch(reference, task["id"])
                 except FetchError as error:
                     return "fail", f"task {task['id']}: {error}", _image_remedy(str(error))
                 took = time.monotonic() - started
@@ -219,18 +219,20 @@ class Diagnosis:
         return dict(items[0])
 
     def _predict_here(self) -> dict[str, Any]:
-        worker = ModelWorker(self._settings.model, self._settings.device, self._load_detector())
-        predictor = Predictor(self._settings, worker)
-        assert self._config is not None
+        pool = ModelPool(self._settings.model, self._settings.device, self._load_detector())
+        predictor = Predictor(self._settings, pool)
+        config = self._config
+        assert config is not None
+
+        async def predict() -> dict[str, Any]:
+            model = await pool.ready(0)
+            asked = Asked(str(self._project), config, model, TRIAL_VERSION, time.monotonic() + _PREDICT_S)
+            return (await predictor.predict_tasks([self._sample], asked))[0]
+
         try:
-            predicting = predictor.predict_tasks(
-                [self._sample], self._config, TRIAL_VERSION, time.monotonic() + _PREDICT_S, lambda: False
-            )
-            (item,) = asyncio.run(predicting)
-            return item
+            return asyncio.run(predict())
         finally:
             predictor.close()
-            worker.close()
 
     def _storing(self) -> tuple[Status, str, str]:
         """Store the prediction under a version of its own, read it, remove it."""

@@ -88,7 +88,7 @@ def chosen_threshold(task: Any, context_result: Any) -> float | None:
         if region.get("from_name") != THRESHOLD_CONTROL:
             continue
         value = region.get("value")
-        entered = value.get("number", _last_text(value)) if isinstance(value, dict) else None
+        entered = value.get("number", last_text(value)) if isinstance(value, dict) else None
         try:
             threshold = float(entered)  # type: ignore[arg-type]  # None and others raise
         except (TypeError, ValueError):
@@ -105,14 +105,15 @@ def _regions(result: Any) -> list[dict[str, Any]]:
 
 def _typed(config: LabelConfig, region: dict[str, Any]) -> TypedPrompt | None:
     value = region.get("value")
-    text = _last_text(value) if isinstance(value, dict) else None
+    text = last_text(value) if isinstance(value, dict) else None
     for control in config.prompts:
         if control.name == region.get("from_name") and text is not None:
             return TypedPrompt(control, text)
     return None
 
 
-def _last_text(value: dict[str, Any]) -> str | None:
+def last_text(value: dict[str, Any]) -> str | None:
+    """The text that was entered last in a `TextArea`; None when all are blank."""
     texts = value.get("text")
     texts = [texts] if isinstance(texts, str) else texts
     typed = (

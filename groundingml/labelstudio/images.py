@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import re
 import time
+from pathlib import Path
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from PIL import Image, UnidentifiedImageError
@@ -16,18 +18,24 @@ from groundingml.inference import ImageError, load_image
 from groundingml.labelstudio.access import LabelStudioAccess
 from groundingml.labelstudio.addresses import AddressRules, FetchError, Origin
 from groundingml.labelstudio.bounded_http import BoundedHttp
+from groundingml.labelstudio.image_cache import ImageCache
 from groundingml.labelstudio.settings import Settings
 
 MAX_REDIRECTS = 5
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 """Pillow's other readers are seldom used and seldom checked, so bytes from the network do not reach them."""
+CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
+CHANGES_AFTER_S = 600.0
+"""Images outside Label Studio's uploads are fetched again after so long: they may have changed."""
 _DATA_URI = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
 
 
 class ImageFetcher:
     """Reads task images. Safe to use from several threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cache_folder: Path | None = None) -> None:
+        """``cache_folder`` keeps what was fetched; without one everything is fetched anew."""
+        self._cache = None if cache_folder is None else ImageCache(cache_folder, settings.image_cache_bytes)
         own = Origin.of(urlsplit(settings.label_studio_url)) if settings.label_studio_url else None
         self._http = BoundedHttp(AddressRules(own, settings.allow_hosts), settings.max_image_bytes)
         self._label_studio = (
@@ -41,29 +49,58 @@ class ImageFetcher:
         Image.init()
         self._formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
 
-    def fetch(self, reference: object) -> Image.Image:
-        """The upright RGB image that a task's field names.
+    def fetch(self, reference: object, task: object = None) -> Image.Image:
+        """The upright RGB image that a task's field names. Arguments and errors as of
+        `fetch_with_digest`."""
+        return self.fetch_with_digest(reference, task)[0]
+
+    def fetch_with_digest(self, reference: object, task: object = None) -> tuple[Image.Image, str]:
+        """The upright RGB image that a task's field names, and the SHA-256 of the file it came from.
+
+        Args:
+            task: Label Studio's id of the task, by which it signs URLs of cloud storage (s3://, gs://,
+                azure-blob://).
 
         Raises:
             FetchError: with the reason, fit to be logged and shown: no token, no query string.
         """
+        encoded = self.read(reference, task)
+        name = describe_reference(reference)
+        try:
+            return self._decode_image(encoded, name), hashlib.sha256(encoded).hexdigest()
+        except FetchError as error:
+            raise FetchError(f"{name}: {error}") from error
+
+    def read(self, reference: object, task: object = None) -> bytes:
+        """The file behind a reference as it is, from the cache when it has it. Arguments and errors as of
+        `fetch_with_digest`."""
         if not isinstance(reference, str) or not reference.strip():
             raise FetchError(
                 f"the task's image must be a URL, a path or a data: URI, not {type(reference).__name__}"
             )
         reference = reference.strip()
-        name = describe_reference(reference)
         try:
-            encoded = (
-                self._decode_data_uri(reference) if _is_data_uri(reference) else self._download(reference)
-            )
-            return self._decode_image(encoded, name)
+            if _is_data_uri(reference):
+                return self._decode_data_uri(reference)
+            return self._cached(*self._locate(reference, task))
         except FetchError as error:
-            raise FetchError(f"{name}: {error}") from error
+            raise FetchError(f"{describe_reference(reference)}: {error}") from error
 
-    def _download(self, reference: str) -> bytes:
+    def _cached(self, url: str, own: LabelStudioAccess | None) -> bytes:
+        if self._cache is None:
+            return self._download(url, own)
+        # What the token opened is kept for this very token.
+        name = f"{own.fingerprint if own else ''} {url}"
+        never_changes = own is not None and urlsplit(url).path.startswith(own.uploads)
+        kept = self._cache.get(name, None if never_changes else CHANGES_AFTER_S)
+        if kept is not None and len(kept) <= self._max_bytes:
+            return kept
+        content = self._download(url, own)
+        self._cache.put(name, content)
+        return content
+
+    def _download(self, url: str, own: LabelStudioAccess | None) -> bytes:
         deadline = time.monotonic() + self._timeout_s
-        url, own = self._locate(reference)
         renewed = False
         for _ in range(MAX_REDIRECTS + 1):
             headers = own.authorization(deadline, renew=renewed) if own else {}
@@ -78,7 +115,7 @@ class ImageFetcher:
             url, own = self._locate(urljoin(url, answer.redirect))
         raise FetchError(f"more than {MAX_REDIRECTS} redirects")
 
-    def _locate(self, reference: str) -> tuple[str, LabelStudioAccess | None]:
+    def _locate(self, reference: str, task: object = None) -> tuple[str, LabelStudioAccess | None]:
         """The URL to ask, and Label Studio's access when it is the one to ask. Called again for every
         redirect."""
         try:
@@ -92,6 +129,13 @@ class ImageFetcher:
                     "start the server with LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
                 )
             return self._label_studio.image_url(url), self._label_studio
+        if url.scheme in CLOUD_SCHEMES and task is not None:
+            if self._label_studio is None:
+                raise FetchError(
+                    "images of cloud storage are read through Label Studio: start the server with "
+                    "LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
+                )
+            return self._label_studio.presign_url(task, reference), self._label_studio
         if url.scheme not in ("http", "https"):
             raise FetchError(
                 f"images of the kind {url.scheme or 'without scheme'!r} cannot be read; "

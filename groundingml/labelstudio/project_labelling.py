@@ -12,16 +12,17 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from groundingml.labelstudio import task_filters
 from groundingml.labelstudio.api_client import ApiError, LabelStudioApi, Refused, Unavailable
 from groundingml.labelstudio.label_config import LabelConfig
 from groundingml.labelstudio.labelling_report import LabellingReport
+from groundingml.labelstudio.model_pool import ServedModel
 from groundingml.labelstudio.predictions import labels_of
-from groundingml.labelstudio.predictor import Predictor
+from groundingml.labelstudio.predictor import Asked, Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,15 @@ class Work:
 
     project: int
     config: LabelConfig
+    model: ServedModel
     model_version: str
     filters: Sequence[dict[str, Any]] = ()
     only_missing: bool = False
     """Leave out tasks with a prediction of any version."""
     batch: int = 50
     """Predictions stored by one request."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """The project's remembered prompts, by control."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,15 @@ class ProjectLabelling:
                 started = time.monotonic()
                 (item,) = await self._predictor.predict_tasks(
                     [task],
-                    self._work.config,
-                    self._work.model_version,
-                    started + TASK_LIMIT_S,
-                    lambda: False,
+                    Asked(
+                        str(self._work.project),
+                        self._work.config,
+                        self._work.model,
+                        self._work.model_version,
+                        started + TASK_LIMIT_S,
+                        self._work.prompts,
+                    ),
+                    source="job",
                 )
                 self._on_task()
                 if "result" not in item:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from groundingml.inference import extract_phrases
@@ -61,8 +62,16 @@ class Query:
     options: Options = NO_OPTIONS
 
 
-def query_for_labels(config: LabelConfig, image: ConfigImage, task_data: Mapping[str, Any]) -> Query:
+def query_for_labels(
+    config: LabelConfig,
+    image: ConfigImage,
+    task_data: Mapping[str, Any],
+    prompts: Mapping[str, str] = MappingProxyType({}),
+) -> Query:
     """Everything that the project's labels ask of ``image``. A name used by two controls is looked for once.
+
+    Args:
+        prompts: name of a prompt control -> remembered text, whose phrases are looked for as well.
 
     Raises:
         LabelConfigError: when the task does not bring the labels that the config expects of it.
@@ -72,6 +81,9 @@ def query_for_labels(config: LabelConfig, image: ConfigImage, task_data: Mapping
         for label in control.labels_of(task_data):
             if label.is_searched:
                 collected.add_label(control, label, label.prompts)
+    for prompt in config.prompts:
+        if prompt.image == image and prompt.name in prompts:
+            _collect_text(collected, config, image, prompts[prompt.name], task_data)
     return Query(image, collected.wanted(), config.options)
 
 
@@ -101,10 +113,17 @@ def query_for_text(config: LabelConfig, image: ConfigImage, text: str, task_data
     Raises:
         LabelConfigError: when the task does not bring the labels that the config expects of it.
     """
+    collected = _Collector()
+    _collect_text(collected, config, image, text, task_data)
+    return Query(image, collected.wanted(), config.options)
+
+
+def _collect_text(
+    collected: _Collector, config: LabelConfig, image: ConfigImage, text: str, task_data: Mapping[str, Any]
+) -> None:
     controls = config.controls_of(image)
     known = [(control, label) for control in controls for label in control.labels_of(task_data)]
     other = next((control for control in controls if control.unmatched is not None), controls[0])
-    collected = _Collector()
     names = [name for _, label in known for name in _names(label)]
     for phrase in split_phrases(text, names):
         matches = [(control, label) for control, label in known if _is_named(phrase, label)]
@@ -113,7 +132,6 @@ def query_for_text(config: LabelConfig, image: ConfigImage, text: str, task_data
             collected.add_label(control, label, label.prompts if by_name and label.is_searched else (phrase,))
         if not matches:
             collected.add_phrase(other, phrase)
-    return Query(image, collected.wanted(), config.options)
 
 
 def with_threshold(query: Query, threshold: float) -> Query:

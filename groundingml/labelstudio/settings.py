@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+_SECRET = re.compile(r"[\w-]{16,200}", re.ASCII)
 
 
 class SettingsError(ValueError):
@@ -29,6 +32,9 @@ class Settings:
     basic_auth_user: str | None = None
     basic_auth_password: str | None = field(default=None, repr=False)
 
+    webhook_secret: str | None = field(default=None, repr=False)
+    """Asked of webhooks, in a header or as the first part of the path; None asks for none."""
+
     allow_hosts: tuple[str, ...] = ()
     """HOST or HOST:PORT entries that images may be fetched from although their address is private."""
 
@@ -44,6 +50,15 @@ class Settings:
     s."""
     fetch_timeout_s: float = 20.0
     """For one image, redirects included."""
+    batch_size: int | None = None
+    """Images computed together; None for what suits the device."""
+    most_requests: int = 64
+    """/predict requests of batches, and of annotators, that are let in at once; others get 503."""
+    one_by_one_limit_s: float = 600.0
+    """A batch that takes longer than ``predict_budget_s`` but not longer than this is answered so that Label
+    Studio asks for its tasks one by one."""
+    image_cache_bytes: int = 5_000_000_000
+    """Image files kept in ``data_dir``."""
     max_image_bytes: int = 50_000_000
     max_image_pixels: int = 80_000_000
     max_body_bytes: int = 100_000_000
@@ -64,6 +79,21 @@ class Settings:
             not self.basic_auth_user or ":" in self.basic_auth_user or not self.basic_auth_password
         ):
             raise SettingsError("Basic auth needs a user name without ':' and a password that is not empty.")
+        if self.webhook_secret is not None and not _SECRET.fullmatch(self.webhook_secret):
+            raise SettingsError(
+                "The webhook secret must be 16 to 200 letters, digits, '-' or '_'; make one with: "
+                "openssl rand -hex 32"
+            )
+        for name in ("batch_size", "most_requests"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} must be at least 1, not {value}.")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is never to be shown."""
+        held = (self.label_studio_api_key, self.basic_auth_password, self.webhook_secret)
+        return tuple(secret for secret in held if secret)
 
 
 def parse_host(entry: str) -> tuple[str, int | None]:

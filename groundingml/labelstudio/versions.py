@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from groundingml.labelstudio.label_config import LabelConfig
@@ -16,8 +18,11 @@ from groundingml.labelstudio.label_config import LabelConfig
 MAX_REMEMBERED = 200
 
 
-def model_version(checkpoint_digest: str, config: LabelConfig) -> str:
-    """``<checkpoint digest>-<prompt digest>`` for predictions of ``checkpoint_digest`` under ``config``."""
+def model_version(
+    checkpoint_digest: str, config: LabelConfig, prompts: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """``<checkpoint digest>-<prompt digest>`` for predictions of ``checkpoint_digest`` under ``config``, with
+    the remembered ``prompts`` (name of a prompt control -> text)."""
     controls = [
         {
             "control": control.name,
@@ -34,9 +39,21 @@ def model_version(checkpoint_digest: str, config: LabelConfig) -> str:
         }
         for control in config.controls
     ]
-    asked = {"controls": controls, "options": dataclasses.asdict(config.options)}
+    asked: dict[str, Any] = {"controls": controls, "options": dataclasses.asdict(config.options)}
+    remembered = prompts_of(config, prompts)
+    if remembered:
+        asked["prompts"] = remembered
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return f"{checkpoint_digest}-{digest[:12]}"
+
+
+def prompts_of(config: LabelConfig, prompts: Mapping[str, str]) -> dict[str, str]:
+    """Those of the remembered prompts that ``config`` has a control for, whose image has boxes."""
+    return {
+        control.name: prompts[control.name]
+        for control in config.prompts
+        if control.name in prompts and control.image in config.images
+    }
 
 
 class ServedVersions:
@@ -55,26 +72,3 @@ class ServedVersions:
     def newest_first(self) -> list[str]:
         """All remembered versions."""
         return list(reversed(self._newest_last))
-
-
-class ConnectionParams:
-    """The `extra_params` of each project's connection.
-
-    /setup brings them, /predict does not; but Label Studio sends a /setup before each /predict of a batch,
-    and whenever a task is opened.
-    """
-
-    def __init__(self) -> None:
-        self._newest_last: dict[str, Any] = {}
-
-    def set(self, project: object, extra_params: Any) -> None:
-        """Remember them for a project, as it is named in requests."""
-        self._newest_last.pop(str(project), None)
-        if extra_params is not None and extra_params != "":
-            self._newest_last[str(project)] = extra_params
-        while len(self._newest_last) > MAX_REMEMBERED:
-            del self._newest_last[next(iter(self._newest_last))]
-
-    def of(self, project: object) -> Any:
-        """What was remembered; None for nothing."""
-        return self._newest_last.get(str(project))

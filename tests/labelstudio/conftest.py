@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ CONFIG = """<View>
 </View>"""
 
 
+@dataclass
+class Encoded:
+    """The known detector's way to keep an image between two questions."""
+
+    image: Image.Image
+    nbytes: int = 1000
+
+
 class KnownDetector:
     """Finds a prompt where ``found`` says: fractions (x0, y0, x1, y1) of the image, and a score."""
 
@@ -46,9 +55,25 @@ class KnownDetector:
         self.asked: list[list[Label]] = []
         self.sizes: list[tuple[int, int]] = []
         self.options: list[dict[str, Any]] = []
+        self.encoded = 0
+        self.batches: list[int] = []
         self.before: Callable[[Image.Image], None] = lambda image: None
 
-    def __call__(self, image: Image.Image, labels: Sequence[Label], **options: Any) -> Detections:
+    def encode(self, image: Image.Image) -> Encoded:
+        self.encoded += 1
+        return Encoded(image)
+
+    def detect_encoded(self, encoded: Encoded, labels: Sequence[Label], **options: Any) -> Detections:
+        return self._detect(encoded.image, labels, **options)
+
+    def __call__(self, images: Any, labels: Sequence[Label], **options: Any) -> Any:
+        if isinstance(images, Image.Image):
+            return self._detect(images, labels, **options)
+        self.batches.append(len(images))
+        options.pop("batch_size")
+        return [self._detect(image, labels, **options) for image in images]
+
+    def _detect(self, image: Image.Image, labels: Sequence[Label], **options: Any) -> Detections:
         self.asked.append(list(labels))
         self.options.append(options)
         self.sizes.append(image.size)
@@ -67,6 +92,12 @@ class KnownDetector:
             label_ids=np.array([row[3] for row in rows], dtype=np.int64),
             image_size=(image.height, image.width),
         )
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the data of whoever runs it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data-home"))
 
 
 @pytest.fixture
@@ -157,11 +188,27 @@ def site(new_site: Callable[[], Site], photo_dir: Path) -> Site:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., httpx.Client]]:
+def pictures(site: Site) -> Callable[[int], list[str]]:
+    """A function that puts so many different pictures on the site; their URLs."""
+
+    def add(count: int) -> list[str]:
+        for number in range(count):
+            file = io.BytesIO()
+            Image.new("RGB", (40 + number, 30), (number, 90, 200)).save(file, "PNG")
+            site.add(f"/{number}.png", file.getvalue(), content_type="image/png")
+        return [f"{site.url}/{number}.png" for number in range(count)]
+
+    return add
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
     """A function that serves the backend on a free port, and returns a client of it."""
     running: list[tuple[uvicorn.Server, threading.Thread, httpx.Client]] = []
 
     def start(settings: Settings, detector: Detector | KnownDetector | None) -> httpx.Client:
+        if settings.data_dir is None:
+            settings = replace(settings, data_dir=tmp_path / "data")
         server = uvicorn.Server(uvicorn.Config(create_app(settings, detector), port=0, log_config=None))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -218,7 +218,7 @@ def test_an_editor_without_a_prompt_gets_an_empty_prediction(
 
 
 def test_a_prompt_that_fails_is_an_error_status(backend: httpx.Client, predict_body: Body) -> None:
-    answer = backend.post("/predict", json=predict_body("s3://bucket/x.jpg", context=textarea("cat")))
+    answer = backend.post("/predict", json=predict_body("ftp://host/x.jpg", context=textarea("cat")))
     assert answer.status_code == 502
     assert "cannot be read" in answer.json()["error"]
 

@@ -35,7 +35,7 @@ def cat(site: Any) -> str:
 
 
 def test_health_and_setup_answer_at_once_while_predicting(
-    backend: httpx.Client, cat: str, predict_body: Body, detector: Any, config_xml: str
+    backend: httpx.Client, predict_body: Body, detector: Any, config_xml: str, pictures: Any
 ) -> None:
     running, finish = threading.Event(), threading.Event()
 
@@ -45,7 +45,7 @@ def test_health_and_setup_answer_at_once_while_predicting(
 
     detector.before = hold
     with ThreadPoolExecutor(1) as pool:
-        batch = pool.submit(backend.post, "/predict", json=predict_body(*[cat] * 20))
+        batch = pool.submit(backend.post, "/predict", json=predict_body(*pictures(20)))
         try:
             assert running.wait(20)
             seconds = []
@@ -62,11 +62,11 @@ def test_health_and_setup_answer_at_once_while_predicting(
 
 
 def test_a_prompt_does_not_wait_for_a_whole_batch(
-    backend: httpx.Client, cat: str, predict_body: Body, detector: Any
+    backend: httpx.Client, cat: str, predict_body: Body, detector: Any, pictures: Any
 ) -> None:
     detector.before = lambda image: time.sleep(0.05)
     with ThreadPoolExecutor(1) as pool:
-        batch = pool.submit(backend.post, "/predict", json=predict_body(*[cat] * 40))
+        batch = pool.submit(backend.post, "/predict", json=predict_body(*pictures(40)))
         while len(detector.asked) < 3:
             time.sleep(0.01)
         begun = len(detector.asked)
@@ -79,12 +79,12 @@ def test_a_prompt_does_not_wait_for_a_whole_batch(
 
 
 def test_what_is_not_done_in_time_is_left_out(
-    serve: Serve, cat: str, predict_body: Body, detector: Any, allow: tuple[str, ...]
+    serve: Serve, predict_body: Body, detector: Any, allow: tuple[str, ...], pictures: Any
 ) -> None:
-    backend = serve(Settings(allow_hosts=allow, predict_budget_s=0.8), detector)
+    backend = serve(Settings(allow_hosts=allow, predict_budget_s=0.8, one_by_one_limit_s=0), detector)
     detector.before = lambda image: time.sleep(0.2)
     started = time.monotonic()
-    items = backend.post("/predict", json=predict_body(*[cat] * 30)).json()["results"]
+    items = backend.post("/predict", json=predict_body(*pictures(30))).json()["results"]
     assert time.monotonic() - started < 2
     done = sum("result" in item for item in items)
     assert len(items) == 30
@@ -93,11 +93,11 @@ def test_what_is_not_done_in_time_is_left_out(
 
 
 def test_nothing_more_is_begun_when_nobody_waits(
-    backend: httpx.Client, cat: str, predict_body: Body, detector: Any
+    backend: httpx.Client, predict_body: Body, detector: Any, pictures: Any
 ) -> None:
     detector.before = lambda image: time.sleep(0.1)
     with pytest.raises(httpx.ReadTimeout):
-        backend.post("/predict", json=predict_body(*[cat] * 50), timeout=0.5)
+        backend.post("/predict", json=predict_body(*pictures(50)), timeout=0.5)
     time.sleep(0.8)
     begun = len(detector.asked)
     time.sleep(0.5)

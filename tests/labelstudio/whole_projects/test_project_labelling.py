@@ -13,12 +13,12 @@ from PIL import Image
 from groundingml.labelstudio.api_client import LabelStudioApi
 from groundingml.labelstudio.label_config import parse_label_config
 from groundingml.labelstudio.labelling_report import LabellingReport
+from groundingml.labelstudio.model_pool import ModelPool
 from groundingml.labelstudio.predictor import Predictor
 from groundingml.labelstudio.project_labelling import ProjectLabelling, Work
 from groundingml.labelstudio.settings import Settings
 from groundingml.labelstudio.task_filters import parse_filter
 from groundingml.labelstudio.versions import model_version
-from groundingml.labelstudio.worker import ModelWorker
 
 
 @pytest.fixture
@@ -28,21 +28,21 @@ def label(detector: Any, config_xml: str) -> Callable[..., LabellingReport]:
     def run(fake: Any, stop: threading.Event | None = None, timeout_s: float = 10, **work: Any) -> Any:
         config = parse_label_config(config_xml)
         settings = Settings(label_studio_url=fake.url, label_studio_api_key=fake.token)
-        worker = ModelWorker("known", "cpu", detector)
-        predictor = Predictor(settings, worker)
+        pool = ModelPool("known", "cpu", detector)
+        predictor = Predictor(settings, pool)
+        model = asyncio.run(pool.ready(0))
         api = LabelStudioApi(fake.url, fake.token, timeout_s=timeout_s, pauses_s=(0.01, 0.02, 0.02))
         version = model_version(detector.checkpoint_digest, config)
         job = ProjectLabelling(
             api,
             predictor,
-            Work(7, config, version, **{"batch": 3, **work}),
+            Work(7, config, model, version, **{"batch": 3, **work}),
             stop=stop or threading.Event(),
         )
         try:
             return asyncio.run(job.run())
         finally:
             predictor.close()
-            worker.close()
             api.close()
 
     return run
