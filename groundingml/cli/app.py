@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 import groundingml
+from groundingml.cli.connect import connect
 from groundingml.cli.corrections import corrections
 from groundingml.cli.detect import detect
 from groundingml.cli.doctor import doctor
 from groundingml.cli.env import env
 from groundingml.cli.evaluate import evaluate
 from groundingml.cli.label import label
+from groundingml.cli.prompts import prompts
 from groundingml.cli.runs import runs
 from groundingml.cli.serve import serve
 from groundingml.cli.sync import sync
@@ -33,6 +35,8 @@ app = typer.Typer(
       groundingml detect photos/ --labels-file labels.txt --json > boxes.json
 
       groundingml serve                  [dim]# the Label Studio ML backend[/dim]
+
+      groundingml connect --project 7    [dim]# a Label Studio project and its backend[/dim]
 
       groundingml label --project 7      [dim]# boxes for a whole Label Studio project[/dim]
 
@@ -60,9 +64,11 @@ def _options(
 
 app.command()(detect)
 app.command()(serve)
+app.command()(connect)
 app.command()(label)
 app.command()(corrections)
 app.command()(sync)
+app.command()(prompts)
 app.command()(evaluate)
 app.command()(doctor)
 app.command()(env)

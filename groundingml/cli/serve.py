@@ -23,6 +23,7 @@ from groundingml.cli.options import (
     Model,
     StoreUrl,
 )
+from groundingml.cli.secret_files import read_secret
 from groundingml.labelstudio.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def serve(
             label_studio_url=label_studio_url or None,
             label_studio_api_key=label_studio_api_key or None,
             basic_auth_user=basic_auth_user or None,
-            basic_auth_password=_read_secret(basic_auth_pass_file, "password"),
-            webhook_secret=_read_secret(webhook_secret_file, "webhook secret"),
+            basic_auth_password=read_secret(basic_auth_pass_file, "password"),
+            webhook_secret=read_secret(webhook_secret_file, "webhook secret"),
             allow_hosts=tuple(allow_host or ()),
             allow_cloud=allow_cloud,
             data_dir=data_dir,
@@ -255,15 +256,6 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
 def _exit_cleanly(number: int, frame: FrameType | None) -> None:
     typer.echo("groundingml: stopped.")
     sys.exit(0)
-
-
-def _read_secret(file: Path | None, what: str) -> str | None:
-    if file is None:
-        return None
-    try:
-        return file.read_text(encoding="utf-8").strip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"The {what} file {file} cannot be read: {error}.") from error
 
 
 def _fail(message: str) -> NoReturn:

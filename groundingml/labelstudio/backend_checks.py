@@ -44,7 +44,7 @@ class BackendChecks:
         """Whether Label Studio reaches the backend; an address it does not have yet is tried and removed."""
         backends = self._api.backends(self._project) if self._project is not None else []
         if self._url is not None:
-            backends = [one for one in backends if _bare(one["url"]) == _bare(self._url)]
+            backends = [one for one in backends if bare_url(one["url"]) == bare_url(self._url)]
             if not backends:
                 return self._try(label_config)
         if not backends:
@@ -104,8 +104,8 @@ class BackendChecks:
                 "fail",
                 "the backend asks for a password, and Label Studio sends none with webhooks: corrections are "
                 "lost",
-                "connect the model as http://NAME:PASSWORD@HOST:PORT, or give the webhook an Authorization "
-                "header under Settings, Webhooks",
+                "run groundingml connect with --basic-auth-user and --basic-auth-pass-file (or "
+                "--webhook-secret-file) of the server",
             )
         if not 200 <= status < 300:
             return "fail", f"{hook['url']} answers with status {status}", "see the backend's log"
@@ -121,7 +121,7 @@ class BackendChecks:
             return (
                 "warn",
                 "the backend takes webhooks from anybody who can reach it",
-                "start it with --basic-auth-user and --basic-auth-pass-file",
+                "start it with --webhook-secret-file, and give the same to groundingml connect",
             )
         guard = "without a password" if is_open else "with the password that it carries"
         return "ok", f"taken {guard} (sent from this machine, {took * 1000:.0f} ms)", ""
@@ -149,7 +149,7 @@ class BackendChecks:
 
     def _hooks_of(self, project: int | None, backend_url: str) -> list[dict[str, Any]]:
         hooks = self._api.get("/api/webhooks/", project=project)
-        return [hook for hook in hooks if _bare(hook["url"]) == f"{_bare(backend_url)}/webhook"]
+        return [hook for hook in hooks if bare_url(hook["url"]) == f"{bare_url(backend_url)}/webhook"]
 
 
 def _explain(said: str, url: str, *, unreachable: bool) -> Result:
@@ -190,7 +190,8 @@ def _post(url: str, headers: dict[str, str]) -> int | None:
         return None
 
 
-def _bare(url: str) -> str:
+def bare_url(url: str) -> str:
+    """A URL as two of them are compared: without user, password and the last slash."""
     return _without_credentials(url).rstrip("/")
 
 

@@ -189,7 +189,7 @@ class InferenceQueue:
             if self._closed:
                 raise RuntimeError("the inference queue is closed")
             job = self._in_flight.get(key)
-            if job is not None:
+            if job is not None and not job.found.done():
                 job.waiters += 1
                 self._metrics.shared.inc()
                 if is_urgent and not job.is_urgent and job in self._patient:
@@ -228,7 +228,8 @@ class InferenceQueue:
                 with self._changed:
                     self._running -= len(jobs)
                     for job in jobs:
-                        self._in_flight.pop(job.key, None)
+                        if self._in_flight.get(job.key) is job:
+                            del self._in_flight[job.key]
 
     def _take(self, device: int) -> list[_Job]:
         """The next job, and others that can be computed together with it."""

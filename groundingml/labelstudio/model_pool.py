@@ -178,7 +178,11 @@ class ModelPool:
         """
         loaded = self._slot(self.source_of(project)).loaded
         if not loaded.done():
-            await asyncio.wait([asyncio.wrap_future(loaded)], timeout=timeout)
+            waiting = asyncio.wrap_future(loaded)
+            waiting.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # else asyncio complains
+            await asyncio.wait([waiting], timeout=timeout)
         if not loaded.done():
             raise ModelNotReady("The model is still loading; try again in a moment.")
         if loaded.exception() is not None:
@@ -207,7 +211,11 @@ class ModelPool:
 
     def _drop_oldest(self) -> None:
         """Forget the models used longest ago; requests that hold one finish with it."""
-        versions = [s for s in self._slots.values() if s.source != self.base and s.state != "loading"]
+        in_use = set(self._serving.values())
+        for slot in [s for s in self._slots.values() if s.state == "failed" and s.source not in in_use]:
+            if slot.source != self.base:
+                del self._slots[slot.source]
+        versions = [s for s in self._slots.values() if s.source != self.base and s.state == "ready"]
         for slot in versions[: max(0, len(versions) - self._most_versions)]:
             del self._slots[slot.source]
             logger.info("Unloaded %s", _shown(slot.source))

@@ -32,6 +32,13 @@ class RememberedPrompts:
         with self._store.read() as session:
             return prompts(session, project)
 
+    def control_of(self, project: str) -> str:
+        """The first control of a project that takes prompts, as it was last set up; "prompt" if unknown."""
+        with self._store.read() as session:
+            known = session.get(Project, project)
+            names = _prompt_controls(known.label_config if known is not None else None)
+        return next(iter(names or ()), "prompt")
+
     def set(self, project: str, control: str, text: str, at: datetime.datetime | None = None) -> None:
         """Remember a text from now on. One without a letter or digit, such as a dot, clears."""
         with self._store.begin() as session:
@@ -77,11 +84,11 @@ def _fit(text: str) -> str:
     return text if has_words(text) else ""
 
 
-def _prompt_controls(label_config: str | None) -> set[str] | None:
+def _prompt_controls(label_config: str | None) -> list[str] | None:
     if not label_config:
         return None
     try:
-        return {control.name for control in parse_label_config(label_config).prompts}
+        return [control.name for control in parse_label_config(label_config).prompts]
     except LabelConfigError:
         return None
 

@@ -345,9 +345,11 @@ def test_tasks_that_are_no_list(backend: httpx.Client, predict_body: Body) -> No
 
 
 def test_webhooks_are_acknowledged_with_an_object(backend: httpx.Client) -> None:
-    for content in (b'{"action": "ANNOTATION_CREATED"}', b"[]", b"not json", b""):
-        answer = backend.post("/webhook", content=content)
-        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    event = {"action": "START_TRAINING", "project": {"id": 1}}
+    answer = backend.post("/webhook", json=event)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    refused = backend.post("/webhook", content=b"[]")
+    assert (refused.status_code, type(refused.json())) == (400, dict)
 
 
 def test_large_bodies_are_refused(serve: Serve, detector: Any) -> None:
