@@ -18,6 +18,7 @@ from groundingml.cli.prompts import prompts
 from groundingml.cli.runs import runs
 from groundingml.cli.serve import serve
 from groundingml.cli.sync import sync
+from groundingml.cli.train import train
 from groundingml.cli.versions import versions
 
 app = typer.Typer(
@@ -66,6 +67,7 @@ app.command()(detect)
 app.command()(serve)
 app.command()(connect)
 app.command()(label)
+app.command()(train)
 app.command()(corrections)
 app.command()(sync)
 app.command()(prompts)

@@ -198,7 +198,8 @@ def recipe_for(name: str, model: GroundingDino) -> Recipe:
 
 
 def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
-    """The recipe with fields that differ; a whole number for ``epochs`` means exactly so many.
+    """The recipe with fields that differ; a whole number for ``epochs`` means exactly so many, and ``steps``
+    given here are kept even if they make less than the recipe's least epochs.
 
     Raises:
         ValueError: a field that recipes do not have.
@@ -210,4 +211,6 @@ def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     values = dict(options)
     if isinstance(values.get("epochs"), int):
         values["epochs"] = (values["epochs"], values["epochs"])
+    elif "steps" in values and "epochs" not in values:
+        values["epochs"] = (1, recipe.epochs[1])
     return replace(recipe, **values)
