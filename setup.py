@@ -42,9 +42,14 @@ CXX_FLAGS += [
     "-Wno-maybe-uninitialized",
 ]  # the last: false alarms in GCC 12's AVX512 header
 # Each instruction set gets its own translation unit; see csrc/msda/cpu/kernels.inc.
+OPS = ("msda", "deform_conv")
 X86_UNITS = {
-    "msda/cpu/kernels_avx2.cpp": ["-march=x86-64-v3"],
-    "msda/cpu/kernels_avx512.cpp": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    f"{op}/cpu/kernels_{name}.cpp": flags
+    for op in OPS
+    for name, flags in {
+        "avx2": ["-march=x86-64-v3"],
+        "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    }.items()
 }
 DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX"
 
@@ -177,14 +182,10 @@ def write_ninja_file(folder: Path) -> None:
     link_folder(folder / "pybind11", Path(pybind11.get_include()))
 
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sources = [
-        "library.cpp",
-        "msda/cpu/register.cpp",
-        "msda/cpu/capability.cpp",
-        "msda/cpu/kernels_generic.cpp",
-    ]
+    sources = ["library.cpp", "msda/cpu/capability.cpp"]
+    sources += [f"{op}/cpu/{name}.cpp" for op in OPS for name in ("register", "kernels_generic")]
     sources += list(X86_UNITS) if is_x86 else []
-    cuda_sources = sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("msda/cuda/*.cu")) if cuda else []
+    cuda_sources = sorted(str(path.relative_to(CSRC)) for path in CSRC.glob("*/cuda/*.cu")) if cuda else []
 
     info = {
         "COMPILER": compiler_version,

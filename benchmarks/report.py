@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deform_conv
 import embedded_model
 import end_to_end_tables
 import learning
@@ -36,6 +37,7 @@ run, and what counts is the process CPU time, medians with their spread. Wall ti
 def main() -> None:
     sections: dict[str, Callable[[Document], str]] = {
         "ops.json": op,
+        "deform_conv.json": deform_conv.section,
         "end_to_end.json": end_to_end,
         "bulk.json": bulk,
         "embedded_model.json": nano,

@@ -1,7 +1,5 @@
-"""Multi-scale deformable attention: compiled CPU and CUDA kernels, and a plain PyTorch reference.
-
-Modulated deformable convolution is built on it.
-"""
+"""Multi-scale deformable attention and modulated deformable convolution: compiled CPU and CUDA kernels, and
+a plain PyTorch reference."""
 
 from groundingml.ops import reference
 from groundingml.ops.deform_conv import modulated_deform_conv

@@ -80,6 +80,56 @@ def check_from_offsets(
         _check_companion(value, name, tensor)
 
 
+def check_deform_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor,
+    mask: Tensor,
+    stride: int,
+    padding: int,
+    dilation: int,
+) -> tuple[int, int]:
+    """(Ho, Wo) of `modulated_deform_conv`; raises ValueError or TypeError unless its arguments fit."""
+    if x.dim() != 4:
+        raise ValueError(f"x must have shape (B, C, H, W), got {_shape(x)}")
+    if x.dtype not in _VALUE_DTYPES:
+        raise TypeError(f"x must be float64, float32, float16 or bfloat16, got {x.dtype}")
+    batch, channels, height, width = x.shape
+    if weight.dim() != 4 or weight.shape[1] != channels:
+        raise ValueError(
+            f"weight must have shape (O, C, Kh, Kw) with C = {channels} channels, got {_shape(weight)}"
+        )
+    out_channels, _, rows, columns = weight.shape
+    if min(channels, height, width, out_channels, rows, columns) < 1:
+        raise ValueError(
+            f"channels, height, width and taps must not be 0, got x {_shape(x)} and weight {_shape(weight)}"
+        )
+    if stride < 1 or dilation < 1 or padding < 0:
+        raise ValueError(
+            "stride and dilation must be positive and padding not negative, "
+            f"got stride {stride}, padding {padding}, dilation {dilation}"
+        )
+    out_height = (height + 2 * padding - dilation * (rows - 1) - 1) // stride + 1
+    out_width = (width + 2 * padding - dilation * (columns - 1) - 1) // stride + 1
+    if out_height < 1 or out_width < 1:
+        raise ValueError(f"the kernel of {rows} x {columns} taps is larger than the padded x {_shape(x)}")
+    taps = rows * columns
+    _check_shape("offsets", offsets, (batch, 2 * taps, out_height, out_width), "(B, 2K, Ho, Wo)")
+    _check_shape("mask", mask, (batch, taps, out_height, out_width), "(B, K, Ho, Wo)")
+    _check_companion(x, "offsets", offsets, "x")
+    _check_companion(x, "mask", mask, "x")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name} must be {x.dtype} like x, got {tensor.dtype}")
+        _check_device(x, name, tensor, "x")
+    if bias is not None:
+        _check_shape("bias", bias, (out_channels,), "(O,)")
+    return out_height, out_width
+
+
 def _check_value(value: Tensor, levels: Sequence[tuple[int, int]]) -> tuple[int, int]:
     if value.dim() != 4:
         raise ValueError(f"value must have shape (B, S, M, D), got {_shape(value)}")
@@ -113,7 +163,7 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: 
         raise ValueError(f"{name} must have shape {meaning} = {expected}, got {_shape(tensor)}")
 
 
-def _check_companion(value: Tensor, name: str, tensor: Tensor) -> None:
+def _check_companion(value: Tensor, name: str, tensor: Tensor, value_name: str = "value") -> None:
     """Geometry has value's dtype; beside 16-bit values it may be float32, which is more accurate.
 
     In an autocast region the dtypes are about to be cast.
@@ -121,10 +171,15 @@ def _check_companion(value: Tensor, name: str, tensor: Tensor) -> None:
     allowed = (value.dtype,) if value.dtype == torch.float64 else (value.dtype, torch.float32)
     if tensor.dtype not in allowed and not torch.is_autocast_enabled(value.device.type):
         names = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))
-        raise TypeError(f"{name} must be {names} when value is {value.dtype}, got {tensor.dtype}")
+        raise TypeError(f"{name} must be {names} when {value_name} is {value.dtype}, got {tensor.dtype}")
+    _check_device(value, name, tensor, value_name)
+
+
+def _check_device(value: Tensor, name: str, tensor: Tensor, value_name: str) -> None:
     if tensor.device != value.device:
         raise ValueError(
-            f"{name} is on {tensor.device} but value is on {value.device}; move it with .to(value.device)"
+            f"{name} is on {tensor.device} but {value_name} is on {value.device}; "
+            f"move it with .to({value_name}.device)"
         )
 
 

@@ -1,8 +1,5 @@
-"""Modulated deformable convolution (DCNv2, arXiv:1811.11168), built on this library's own sampling op.
-
-Sampling a map at one moved point per kernel tap and scaling the sample is multi-scale deformable attention
-with one head, one level and one point, so `ms_deform_attn` (compiled for CPU and CUDA, with a backward pass)
-gathers the samples, and an ordinary convolution multiplies them.
+"""Modulated deformable convolution (DCNv2, arXiv:1811.11168): checked arguments in, the compiled kernel or
+the PyTorch reference behind.
 
 Shapes: `B` batch, `C` and `O` channels in and out, `K` = Kh * Kw kernel taps, rows before columns.
 """
@@ -11,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 
-from groundingml.ops.functional import ms_deform_attn
+from groundingml.ops import library, reference
+from groundingml.ops.checks import check_deform_conv
+from groundingml.ops.registration import cast_convolution_for_autocast
 
 
 def modulated_deform_conv(
@@ -24,41 +22,39 @@ def modulated_deform_conv(
     mask: Tensor,
     stride: int = 1,
     padding: int = 0,
+    dilation: int = 1,
 ) -> Tensor:
     """A convolution whose taps are moved by `offsets` and scaled by `mask` at every output pixel.
 
-    Equal to `torchvision.ops.deform_conv2d` with one group: bilinear samples, zero outside the map.
+    Equal to `torchvision.ops.deform_conv2d` with one group: bilinear samples, zero outside the map. NaN and
+    infinite offsets sample nothing.
 
     Args:
-        x: (B, C, H, W); weight: (O, C, Kh, Kw); bias: (O) or None.
+        x: (B, C, H, W) in float64, float32, float16 or bfloat16; any strides, channels last is fastest.
+        weight: (O, C, Kh, Kw) and bias: (O) or None, of x's dtype.
         offsets: (B, 2K, Ho, Wo) in pixels of `x`: channel 2k moves tap k down, channel 2k + 1 to the right.
-        mask: (B, K, Ho, Wo) factor of each tap. Like `offsets` of x's dtype, or float32 beside 16 bits.
-        stride, padding: as of a convolution; Ho and Wo follow from them.
+        mask: (B, K, Ho, Wo) factor of each tap.
+        stride, padding, dilation: as of a convolution; Ho and Wo follow from them.
+
+    Offsets and mask are float32 or of x's dtype; arithmetic is in float32, for float64 in float64 (on a GPU
+    the samples of 16-bit maps are rounded to 16 bits before they are multiplied).
 
     Returns:
-        (B, O, Ho, Wo).
+        (B, O, Ho, Wo) in x's dtype, contiguous.
 
     Raises:
-        ValueError: shapes that do not fit; the message says what was expected.
+        ValueError: shapes or devices do not fit, and TypeError: dtypes do not; both say what was expected.
     """
-    batch, channels, height, width = _check_input(x, weight)
-    rows, columns = weight.shape[2:]
-    out_height = (height + 2 * padding - rows) // stride + 1
-    out_width = (width + 2 * padding - columns) // stride + 1
-    taps = rows * columns
-    _check_shape("offsets", offsets, (batch, 2 * taps, out_height, out_width), "(B, 2K, Ho, Wo)")
-    _check_shape("mask", mask, (batch, taps, out_height, out_width), "(B, K, Ho, Wo)")
-
-    value = x.permute(0, 2, 3, 1).reshape(batch, height * width, 1, channels)
-    samples = ms_deform_attn(
-        value,
-        [(height, width)],
-        _locations(offsets, (height, width), (rows, columns), stride, padding),
-        mask.unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2).reshape(batch, -1, 1, 1, 1),
-    )
-    # (B, Ho, Kh, Wo, Kw, C): an image in which the taps of each output pixel form a patch of their own.
-    patches = samples.view(batch, out_height * rows, out_width * columns, channels).permute(0, 3, 1, 2)
-    return conv2d(patches, weight, bias, stride=(rows, columns))
+    check_deform_conv(x, weight, bias, offsets, mask, stride, padding, dilation)
+    if library.can_run(x):
+        output: Tensor = torch.ops.groundingml.modulated_deform_conv(
+            x, weight, offsets, mask, stride, padding, dilation
+        )
+    else:
+        if torch.is_autocast_enabled(x.device.type):
+            x, weight, offsets, mask = cast_convolution_for_autocast(x.device.type, x, weight, offsets, mask)
+        output = reference.modulated_deform_conv(x, weight, None, offsets, mask, stride, padding, dilation)
+    return output if bias is None else output.add_(bias.to(output.dtype)[:, None, None])
 
 
 def reread(tensor: Tensor, height: int, width: int) -> Tensor:
@@ -84,36 +80,3 @@ def reread(tensor: Tensor, height: int, width: int) -> Tensor:
             f"a map of {size[0]} x {size[1]} holds too few numbers to be read as one of {height} x {width}"
         )
     return tensor.flatten(1)[:, : channels * height * width].reshape(batch, channels, height, width)
-
-
-def _locations(
-    offsets: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int
-) -> Tensor:
-    """(B, Ho * Kh * Wo * Kw, 1, 1, 1, 2) where each tap looks, as (x, y) from 0 to 1 across the map."""
-    batch, _, out_height, out_width = offsets.shape
-    if offsets.dtype in (torch.float16, torch.bfloat16):
-        offsets = offsets.float()  # bfloat16 knows no pixel positions above 256
-    steps = [torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in (out_height, out_width)]
-    taps = [torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in kernel]
-    rows = (steps[0] * stride - padding)[:, None] + taps[0]  # (Ho, Kh)
-    columns = (steps[1] * stride - padding)[:, None] + taps[1]  # (Wo, Kw)
-    moved = offsets.reshape(batch, *kernel, 2, out_height, out_width).permute(0, 4, 1, 5, 2, 3)
-    y = (rows[:, :, None, None] + moved[..., 0] + 0.5) / size[0]
-    x = (columns + moved[..., 1] + 0.5) / size[1]
-    return torch.stack([x, y], dim=-1).reshape(batch, -1, 1, 1, 1, 2)
-
-
-def _check_input(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-    if x.dim() != 4:
-        raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
-    if weight.dim() != 4 or weight.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"weight must have shape (O, C, Kh, Kw) with C = {x.shape[1]} channels, got {tuple(weight.shape)}"
-        )
-    batch, channels, height, width = x.shape
-    return batch, channels, height, width
-
-
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name} must have shape {meaning} = {expected}, got {tuple(tensor.shape)}")

@@ -42,7 +42,7 @@ def ms_deform_attn(
     """
     levels = level_shapes(spatial_shapes)
     check_locations(value, levels, sampling_locations, attention_weights)
-    if _compiled(value):
+    if library.can_run(value):
         output: Tensor = torch.ops.groundingml.ms_deform_attn(
             value, _flat(levels), sampling_locations, attention_weights
         )
@@ -74,7 +74,7 @@ def ms_deform_attn_from_offsets(
     """
     levels = level_shapes(spatial_shapes)
     check_from_offsets(value, levels, reference_points, sampling_offsets, attention_logits)
-    if _compiled(value):
+    if library.can_run(value):
         output: Tensor = torch.ops.groundingml.ms_deform_attn_from_offsets(
             value, _flat(levels), reference_points, sampling_offsets, attention_logits
         )
@@ -86,14 +86,6 @@ def ms_deform_attn_from_offsets(
     return reference.ms_deform_attn_from_offsets(
         value, levels, reference_points, sampling_offsets, attention_logits
     )
-
-
-def _compiled(value: Tensor) -> bool:
-    if library.has_kernels(value.device.type):
-        return True
-    if not torch.compiler.is_compiling():
-        library.warn_about_reference(value.device.type)
-    return False
 
 
 def _flat(levels: Sequence[tuple[int, int]]) -> list[int]:

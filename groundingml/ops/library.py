@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from groundingml.ops import registration
 
@@ -17,6 +18,8 @@ _OPS = (
     "ms_deform_attn_backward",
     "ms_deform_attn_from_offsets",
     "ms_deform_attn_from_offsets_backward",
+    "modulated_deform_conv",
+    "modulated_deform_conv_backward",
 )
 
 
@@ -64,6 +67,15 @@ def status() -> OpsStatus:
 def has_kernels(device_type: str) -> bool:
     """Whether compiled kernels exist for tensors on this type of device."""
     return device_type in _LIBRARY.device_types
+
+
+def can_run(tensor: Tensor) -> bool:
+    """Whether to call the compiled op; says once, outside of compiled graphs, that the reference is used."""
+    if has_kernels(tensor.device.type):
+        return True
+    if not torch.compiler.is_compiling():
+        warn_about_reference(tensor.device.type)
+    return False
 
 
 @functools.cache

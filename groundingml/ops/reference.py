@@ -1,7 +1,8 @@
-"""Multi-scale deformable attention in plain PyTorch: the standard for the compiled ops, and their stand-in.
+"""The ops in plain PyTorch: the standard for the compiled ones, and their stand-in.
 
 Shapes: `B` batch, `S` flattened image tokens (sum of H*W over the levels), `M` heads, `D` channels per head,
-`Q` queries, `L` levels, `P` points. After "Deformable DETR" (Zhu et al., 2020), equation 3.
+`Q` queries, `L` levels, `P` points. After "Deformable DETR" (Zhu et al., 2020), equation 3. For deformable
+convolution: `C` and `O` channels in and out, `K` = Kh * Kw kernel taps, rows before columns.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from groundingml.ops.checks import SpatialShapes, check_from_offsets, check_locations, level_shapes
+from groundingml.ops.checks import (
+    SpatialShapes,
+    check_deform_conv,
+    check_from_offsets,
+    check_locations,
+    level_shapes,
+)
 
 
 def ms_deform_attn(
@@ -55,6 +62,53 @@ def ms_deform_attn_from_offsets(
         locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
     weights = attention_logits.to(compute).flatten(3).softmax(-1).reshape(offsets.shape[:-1])
     return _sample(value, levels, locations, weights)
+
+
+def modulated_deform_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offsets: Tensor,
+    mask: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+) -> Tensor:
+    """Deformable convolution; same signature and errors as `groundingml.ops.modulated_deform_conv`.
+
+    A moved, scaled tap is one query of deformable attention with one head, one level and one point: those
+    samples, as an image in which the taps of an output pixel form a patch of their own, go through an
+    ordinary convolution.
+    """
+    out_height, out_width = check_deform_conv(x, weight, bias, offsets, mask, stride, padding, dilation)
+    batch, channels, height, width = x.shape
+    rows, columns = weight.shape[2:]
+    compute = _compute_dtype(x)
+    value = x.permute(0, 2, 3, 1).reshape(batch, height * width, 1, channels)
+    locations = _tap_locations(
+        offsets.to(compute), (height, width), (rows, columns), stride, padding, dilation
+    )
+    factors = mask.unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2).reshape(batch, -1, 1, 1, 1)
+    samples = _sample(value.to(compute), [(height, width)], locations, factors)
+    patches = samples.view(batch, out_height * rows, out_width * columns, channels).permute(0, 3, 1, 2)
+    added = None if bias is None else bias.to(compute)
+    output = functional.conv2d(patches, weight.to(compute), added, stride=(rows, columns))
+    return output.to(x.dtype)
+
+
+def _tap_locations(
+    offsets: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int, dilation: int
+) -> Tensor:
+    """(B, Ho * Kh * Wo * Kw, 1, 1, 1, 2) where each tap looks, as (x, y) from 0 to 1 across the map."""
+    batch, _, out_height, out_width = offsets.shape
+    steps = [torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in (out_height, out_width)]
+    taps = [torch.arange(n, dtype=offsets.dtype, device=offsets.device) * dilation for n in kernel]
+    rows = (steps[0] * stride - padding)[:, None] + taps[0]  # (Ho, Kh)
+    columns = (steps[1] * stride - padding)[:, None] + taps[1]  # (Wo, Kw)
+    moved = offsets.reshape(batch, *kernel, 2, out_height, out_width).permute(0, 4, 1, 5, 2, 3)
+    y = (rows[:, :, None, None] + moved[..., 0] + 0.5) / size[0]
+    x = (columns + moved[..., 1] + 0.5) / size[1]
+    return torch.stack([x, y], dim=-1).reshape(batch, -1, 1, 1, 1, 2)
 
 
 def _compute_dtype(value: Tensor) -> torch.dtype:

@@ -12,6 +12,8 @@ OPS = (
     "ms_deform_attn_backward",
     "ms_deform_attn_from_offsets",
     "ms_deform_attn_from_offsets_backward",
+    "modulated_deform_conv",
+    "modulated_deform_conv_backward",
 )
 
 

@@ -11,12 +11,13 @@ namespace {
 struct Capability {
   const char* name;
   const Kernels* kernels;
+  InstructionSet set;
 };
 
-constexpr Capability kDefault = {"default", kKernelsGeneric};
+constexpr Capability kDefault = {"default", kKernelsGeneric, InstructionSet::kDefault};
 #if defined(__x86_64__)
-constexpr Capability kAvx2 = {"avx2", kKernelsAvx2};
-constexpr Capability kAvx512 = {"avx512", kKernelsAvx512};
+constexpr Capability kAvx2 = {"avx2", kKernelsAvx2, InstructionSet::kAvx2};
+constexpr Capability kAvx512 = {"avx512", kKernelsAvx512, InstructionSet::kAvx512};
 
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
@@ -57,14 +58,22 @@ const Capability* in_use() {
 
 }  // namespace
 
-const Kernels* kernels_in_use() {
+namespace {
+
+const Capability& required() {
   const Capability* capability = in_use();
   if (!capability)
     throw std::runtime_error(
         std::string("GROUNDINGML_CPU_CAPABILITY is \"") + std::getenv("GROUNDINGML_CPU_CAPABILITY") +
         "\", but this processor or build only has some of \"default\", \"avx2\", \"avx512\"");
-  return capability->kernels;
+  return *capability;
 }
+
+}  // namespace
+
+const Kernels* kernels_in_use() { return required().kernels; }
+
+InstructionSet instruction_set_in_use() { return required().set; }
 
 }  // namespace groundingml::cpu
 

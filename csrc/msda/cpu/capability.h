@@ -10,6 +10,10 @@ namespace groundingml::cpu {
 // environment variable names a capability that this processor or this build does not have.
 const Kernels* kernels_in_use();
 
+// The same choice by name, for other ops' tables. Throws alike.
+enum class InstructionSet { kDefault, kAvx2, kAvx512 };
+InstructionSet instruction_set_in_use();
+
 }  // namespace groundingml::cpu
 
 // For the pybind11 module, with the linkage of C so that neither side depends on the other's C++ library.

@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
+CSRC = Path(__file__).resolve().parents[2]
 SOURCES = tuple(
-    path for path in sorted(FOLDER.glob("*.cu")) if path.name != "register.cu"
+    path for path in sorted(CSRC.glob("*/cuda/*.cu")) if path.name != "register.cu"
 )  # it has no kernels
 
 
