@@ -278,6 +278,64 @@ class Backend:
         return self._process.log.read_text(errors="replace")
 
 
+class SdkBackend:
+    """A running `label-studio-ml start` with our class, set up as its users do."""
+
+    def __init__(self, venv: Path, folder: Path, **environment: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        (folder / "model.py").write_text(
+            "from groundingml.labelstudio.sdk_backend import GroundingMLBackend\n"
+        )
+        environment = clean_environment(
+            **environment, PATH=f"{venv / 'bin'}:{os.environ['PATH']}", PYTHONPATH=str(folder)
+        )
+        program = str(venv / "bin" / "label-studio-ml")
+        init = [program, "init", "backend", "--script", "model.py:GroundingMLBackend"]
+        subprocess.run(init, cwd=folder, env=environment, check=True, capture_output=True)
+        start = [program, "start", str(folder / "backend"), "--host", "127.0.0.1", "--port", str(port)]
+        self._process = Process(start, environment, folder / "label-studio-ml.log")
+        try:
+            self._process.wait_until(
+                lambda: answers(f"{self.url}/health", lambda health: health["status"] == "UP"),
+                "label-studio-ml",
+            )
+        except BaseException:
+            self._process.stop()
+            raise
+
+    def stop(self) -> int:
+        return self._process.stop()
+
+    def log(self) -> str:
+        return self._process.log.read_text(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def label_studio_ml_venv() -> Path:
+    """An environment with label-studio-ml, made on first use."""
+    script = Path(__file__).with_name("label_studio_ml_env.py")
+    made = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=False)
+    assert made.returncode == 0, "label-studio-ml's environment could not be made; see above"
+    return Path(made.stdout.strip())
+
+
+@pytest.fixture
+def sdk_backend(
+    label_studio: LabelStudio, label_studio_ml_venv: Path, tmp_path: Path
+) -> Iterator[SdkBackend]:
+    server = SdkBackend(
+        label_studio_ml_venv,
+        tmp_path,
+        LABEL_STUDIO_URL=label_studio.url,
+        LABEL_STUDIO_API_KEY=label_studio.token,
+        GROUNDINGML_DATA_DIR=str(tmp_path / "data"),
+        GROUNDINGML_MODEL=MODEL,
+    )
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def label_studio_venv() -> Path:
     """Label Studio's own environment, made on first use (minutes)."""
