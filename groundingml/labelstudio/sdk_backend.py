@@ -2,7 +2,12 @@
 
 It answers through the same application as `groundingml serve`, inside this process, so nothing is done twice
 and nothing differs. Settings come from the same environment variables. Works under label-studio-ml 1.0.9 (the
-last release on PyPI) and the 2.x line. docs/deployment.md says how to use it, and what 1.0.9 cannot do.
+last release on PyPI) and the 2.x line. What `label-studio-ml init --script` is given is two lines:
+
+    from groundingml.labelstudio.sdk_backend import GroundingMLBackend, start
+    start()
+
+docs/deployment.md says more, also what 1.0.9 cannot do.
 """
 
 from __future__ import annotations
@@ -10,10 +15,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout  # another class before Python 3.11
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +32,8 @@ from groundingml.labelstudio.settings import Settings
 
 ANSWER_S = 120.0
 """Label Studio itself gives up after 100 s."""
+SETUP_S = 2.0
+"""For /setup it waits three seconds; a version that is not known by then is None, and asked for again."""
 _IS_OLD = "project_id" not in inspect.signature(LabelStudioMLBase.__init__).parameters
 
 
@@ -110,57 +120,88 @@ class GroundingMLBackend(LabelStudioMLBase):  # type: ignore[misc]  # it is unty
         if not self._config:
             return None
         body = {"project": self._project, "schema": self._config, "extra_params": extra_params}
-        answer = _application(self._model).post("/setup", body)
+        deadline = time.monotonic() + SETUP_S
+        try:
+            application = _application(self._model, SETUP_S)
+            answer = application.post("/setup", body, deadline - time.monotonic())
+        except TimeoutError:
+            return None
         if answer.status_code != 200:
             raise PredictionFailed(_reason(answer))
         return _text(answer.json().get("model_version"))
 
 
+def start(model: str | None = None) -> None:
+    """Begin to load in the background. Otherwise the first request does."""
+    # 1.0.9 handles each webhook in a new process, which imports everything again and needs no model.
+    if multiprocessing.parent_process() is None:
+        _begin(model)
+
+
 class _Application:
     """The server's application on an event loop of its own, called in place of HTTP."""
 
-    def __init__(self, settings: Settings) -> None:
-        from groundingml.labelstudio import create_app
-
-        self._app = create_app(settings)
+    def __init__(self, settings: Settings, ready: Future[_Application]) -> None:
+        self._settings = settings
+        self._ready = ready
         self._loop = asyncio.new_event_loop()
-        started: Future[None] = Future()
-        threading.Thread(target=self._run, args=[started], name="groundingml", daemon=True).start()
-        started.result(ANSWER_S)
 
-    def post(self, path: str, body: Any) -> httpx.Response:
-        """Ask the application, from any thread."""
-        return asyncio.run_coroutine_threadsafe(self._post(path, body), self._loop).result(ANSWER_S)
+    def post(self, path: str, body: Any, timeout_s: float = ANSWER_S) -> httpx.Response:
+        """Ask the application, from any thread.
+
+        Raises:
+            TimeoutError: it has not answered in time.
+        """
+        answer = asyncio.run_coroutine_threadsafe(self._post(path, body), self._loop)
+        try:
+            return answer.result(timeout_s)
+        except FutureTimeout as error:
+            answer.cancel()
+            raise TimeoutError(f"no answer to {path} within {timeout_s:.0f} s") from error
 
     async def _post(self, path: str, body: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://groundingml") as client:
             return await client.post(path, json=body, timeout=None)
 
-    def _run(self, started: Future[None]) -> None:
+    def run(self) -> None:
+        """Start the application, and keep it as a web server does; it ends with the process."""
+        from groundingml.labelstudio import create_app
+
         async def serve() -> None:
-            # As a web server does; it ends with the process, whose threads write what is waiting.
+            self._app = create_app(self._settings)
             async with self._app.router.lifespan_context(self._app):
-                started.set_result(None)
+                self._ready.set_result(self)
                 await asyncio.Event().wait()
 
         try:
             self._loop.run_until_complete(serve())
-        except Exception as error:  # noqa: BLE001  (whoever waits for the start has to hear of it)
-            if not started.done():
-                started.set_exception(error)
+        except Exception as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)  # whoever asks for the application hears of it
 
 
-_applications: dict[str | None, _Application] = {}
+_applications: dict[str | None, Future[_Application]] = {}
 _applications_lock = threading.Lock()
 
 
-def _application(model: str | None) -> _Application:
-    """The application of this process, made at the first request and not when this file is imported."""
+def _begin(model: str | None) -> Future[_Application]:
+    """The application of this process for a model; it is made once, in a thread of its own."""
     with _applications_lock:
         if model not in _applications:
-            _applications[model] = _Application(_settings(model))
+            ready: Future[_Application] = Future()
+            application = _Application(_settings(model), ready)
+            threading.Thread(target=application.run, name="groundingml", daemon=True).start()
+            _applications[model] = ready
         return _applications[model]
+
+
+def _application(model: str | None, timeout_s: float = ANSWER_S) -> _Application:
+    try:
+        return _begin(model).result(timeout_s)
+    except FutureTimeout as error:
+        raise TimeoutError("the application is still starting") from error
 
 
 def _settings(model: str | None) -> Settings:

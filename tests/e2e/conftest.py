@@ -285,7 +285,7 @@ class SdkBackend:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         (folder / "model.py").write_text(
-            "from groundingml.labelstudio.sdk_backend import GroundingMLBackend\n"
+            "from groundingml.labelstudio.sdk_backend import GroundingMLBackend, start\nstart()\n"
         )
         environment = clean_environment(
             **environment, PATH=f"{venv / 'bin'}:{os.environ['PATH']}", PYTHONPATH=str(folder)

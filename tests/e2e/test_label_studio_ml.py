@@ -12,6 +12,7 @@ from groundingml.store import default_url, open_store
 from groundingml.store.tables import Annotation, Correction
 
 CONFIG = (Path(__file__).resolve().parents[2] / "examples" / "label_config.xml").read_text()
+READY_S = 120
 CAPTURED_S = 60
 
 
@@ -21,8 +22,10 @@ def test_the_editor_batches_and_corrections(
     project = label_studio.create_project("under label-studio-ml", CONFIG)
     tasks = label_studio.upload(project, [photo_dir / "cat.jpg", photo_dir / "coffee.jpg"])
     connection = label_studio.connect(project, sdk_backend.url)
-    version = label_studio.backend(connection["id"])["model_version"]
-    assert version is not None, sdk_backend.log()
+    deadline = time.monotonic() + READY_S
+    while not (version := label_studio.backend(connection["id"])["model_version"]):
+        assert time.monotonic() < deadline, sdk_backend.log()
+        time.sleep(1)
     assert version != "INITIAL", (
         "label-studio-ml's own name would make all tasks be predicted again and again"
     )
