@@ -28,7 +28,7 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("httpx", "httpcore", "defusedxml"):
+        if package not in ("httpx", "httpcore", "defusedxml", "sqlalchemy", "alembic"):
             raise
         sys.exit(
             f"groundingml: this command needs the package {package!r}, which is not installed. "

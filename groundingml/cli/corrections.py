@@ -101,6 +101,7 @@ def _process_what_waits(store: Store) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from groundingml.labelstudio.inbox_processing import process_inbox
+    from groundingml.labelstudio.remembered_prompts import learn_prompts
     from groundingml.store import StoreError
     from groundingml.store.inbox import waiting_events
 
@@ -108,7 +109,7 @@ def _process_what_waits(store: Store) -> None:
         with store.read() as session:
             waits = waiting_events(session) > 0
         if waits:
-            process_inbox(store)
+            process_inbox(store, learn_prompts)
     except (SQLAlchemyError, StoreError) as error:
         fail(f"the database cannot be used: {str(getattr(error, 'orig', None) or error).splitlines()[0]}")
 

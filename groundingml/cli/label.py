@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -21,14 +21,25 @@ from rich.table import Table
 
 from groundingml.cli.detect import load_detector, read_workers
 from groundingml.cli.files import find_images
-from groundingml.cli.options import AllowCloud, AllowHosts, Device, LabelStudioApiKey, LabelStudioUrl, Model
+from groundingml.cli.options import (
+    AllowCloud,
+    AllowHosts,
+    DataDir,
+    Device,
+    LabelStudioApiKey,
+    LabelStudioUrl,
+    Model,
+    StoreUrl,
+)
 from groundingml.cli.progress import LongRun
 from groundingml.cli.question import split_labels
+from groundingml.cli.stores import recording
 
 if TYPE_CHECKING:
     from groundingml.inference import ObjectDetector
     from groundingml.labelstudio.label_config import LabelConfig
     from groundingml.labelstudio.labelling_report import LabellingReport
+    from groundingml.labelstudio.predictor import Predicted
 
 _INTERRUPTED = 130  # the exit status that shells give a command ended by Ctrl-C
 _MOST_FAILURES = 20  # that are listed; --json lists all
@@ -97,6 +108,8 @@ def label(
             help="For --folder: processes; auto is one for each core once that pays; 1 is none but this.",
         ),
     ] = "auto",
+    data_dir: DataDir = None,
+    store: StoreUrl = None,
 ) -> None:
     """Label a whole Label Studio project, or a folder of images without any server.
 
@@ -128,10 +141,11 @@ def label(
         assert project is not None
         if labels is not None or label_config is not None or output is not None:
             _fail("--labels, --label-config and --output go with --folder; a project has its own labels", 2)
-        report = _label_project(
-            url, api_key, project, only_missing, filters or [], batch, tuple(allow_host or ()),
-            model, device, allow_cloud, shown,
-        )  # fmt: skip
+        with recording(data_dir, store) as record:
+            report = _label_project(
+                url, api_key, project, only_missing, filters or [], batch, tuple(allow_host or ()),
+                model, device, allow_cloud, record, shown,
+            )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -157,6 +171,7 @@ def _label_project(
     model: str,
     device: str,
     allow_cloud: bool,
+    record: Callable[[Predicted], None],
     shown: Console,
 ) -> LabellingReport:
     if not url or not api_key:
@@ -200,7 +215,7 @@ def _label_project(
     except LabelConfigError as error:
         _fail(f"project {project}: {error}", 1)
     pool = ModelPool(model, device, load_detector(model, device, shown, allow_cloud))
-    predictor = Predictor(settings, pool)
+    predictor = Predictor(settings, pool, on_predicted=record)
     served = asyncio.run(pool.ready(0))
     version = model_version(served.digest, config)
     work = Work(project, config, served, version, wanted, only_missing, batch)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    from groundingml.labelstudio.predictor import Predicted
     from groundingml.store import Store
 
 
@@ -24,6 +27,32 @@ def open_data(data_dir: Path | None, store_url: str | None) -> tuple[Path, Store
         return folder, open_store(store_url or default_url(folder))
     except StoreError as error:
         fail(str(error))
+
+
+@contextmanager
+def recording(data_dir: Path | None, store_url: str | None) -> Iterator[Callable[[Predicted], None]]:
+    """A function that has a predicted task recorded, so that corrections of it are understood.
+
+    Where the database cannot be used it says so and does nothing: predictions are worth having without.
+    """
+    from groundingml.labelstudio.capture import Capture
+    from groundingml.labelstudio.prediction_records import record_in
+    from groundingml.labelstudio.remembered_prompts import learn_prompts
+    from groundingml.store import StoreError, default_data_dir, default_url, open_store
+
+    try:
+        store = open_store(store_url or default_url((data_dir or default_data_dir()).absolute()))
+    except StoreError as error:
+        typer.echo(f"groundingml: {error} What is predicted is not recorded here.", err=True)
+        yield lambda predicted: None
+        return
+    capture = Capture(store, learn_prompts)
+    capture.start()
+    try:
+        yield record_in(capture)
+    finally:
+        capture.close()
+        store.close()
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -99,6 +99,7 @@ def _sync_one(
     from sqlalchemy.exc import SQLAlchemyError
 
     from groundingml.labelstudio.api_client import ApiError
+    from groundingml.labelstudio.remembered_prompts import learn_prompts
     from groundingml.labelstudio.sync import sync_project
     from groundingml.store import StoreError, utc_now
     from groundingml.store.annotations import delete_project
@@ -106,7 +107,7 @@ def _sync_one(
     try:
         with LongRun(f"project {project}", "tasks", shown) as progress:
             report = sync_project(
-                store, api, project,
+                store, api, project, learn=learn_prompts,
                 on_start=progress.begin, on_task=progress.advance, should_stop=stop.is_set,
             )  # fmt: skip
     except ApiError as error:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from groundingml.learning.regions import accepted_regions
 from groundingml.store.predictions import NewPrediction, NewRegion, Source
+
+if TYPE_CHECKING:
+    from groundingml.labelstudio.capture import Capture
+    from groundingml.labelstudio.predictor import Predicted
+
+
+MOST_ASKED = 50
+"""A prediction that asked for more labels keeps the prompts of those only that it found."""
+
+
+def record_in(capture: Capture) -> Callable[[Predicted], None]:
+    """What a predictor calls with each predicted task."""
+
+    def record(predicted: Predicted) -> None:
+        task = str(predicted.task.get("id"))
+        capture.record(
+            new_prediction(predicted.project, task, predicted.item, predicted.prompt, predicted.source)
+        )
+
+    return record
 
 
 def new_prediction(
@@ -24,15 +44,27 @@ def new_prediction(
     """
     asked = prompt.get("asked") if isinstance(prompt, Mapping) else None
     score = item.get("score")
+    kept = prompt
+    if isinstance(asked, Mapping) and len(asked) > MOST_ASKED:
+        kept = {name: value for name, value in prompt.items() if name != "asked"}
     return NewPrediction(
         project,
         task,
         str(item.get("model_version")),
         source,
-        prompt,
+        kept,
         float(score) if isinstance(score, int | float) else None,
         new_regions(item.get("result"), asked if isinstance(asked, Mapping) else {}),
+        image_size(item.get("result")),
     )
+
+
+def image_size(result: Any) -> tuple[int, int] | None:
+    """Width and height of the one image that a result is about; None when it tells none, or several."""
+    regions = accepted_regions(result if isinstance(result, list) else [])
+    sizes = {(one.image_width, one.image_height) for one in regions}
+    width, height = sizes.pop() if len(sizes) == 1 else (None, None)
+    return (width, height) if width is not None and height is not None else None
 
 
 def new_regions(result: Any, asked: Mapping[str, Any]) -> Sequence[NewRegion]:

@@ -13,8 +13,8 @@ from groundingml.labelstudio.images import ImageFetcher
 from groundingml.labelstudio.known_projects import KnownProjects
 from groundingml.labelstudio.metrics import Metrics
 from groundingml.labelstudio.model_pool import ModelPool
-from groundingml.labelstudio.prediction_records import new_prediction
-from groundingml.labelstudio.predictor import Predicted, Predictor
+from groundingml.labelstudio.prediction_records import record_in
+from groundingml.labelstudio.predictor import Predictor
 from groundingml.labelstudio.remembered_prompts import RememberedPrompts, learn_prompts
 from groundingml.labelstudio.server_log import RecentTroubles
 from groundingml.labelstudio.settings import Settings
@@ -55,18 +55,7 @@ def build_services(settings: Settings, detector: ObjectDetector | None = None) -
     capture = Capture(store, learn_prompts)
     fetcher = ImageFetcher(settings, cache_folder=data_dir / "cache" / "images")
 
-    def record(predicted: Predicted) -> None:
-        capture.record(
-            new_prediction(
-                predicted.project,
-                str(predicted.task.get("id")),
-                predicted.item,
-                predicted.prompt,
-                predicted.source,
-            )
-        )
-
-    predictor = Predictor(settings, pool, fetcher=fetcher, metrics=metrics, on_predicted=record)
+    predictor = Predictor(settings, pool, fetcher=fetcher, metrics=metrics, on_predicted=record_in(capture))
     services = Services(
         settings,
         store,

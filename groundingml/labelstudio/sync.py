@@ -26,7 +26,7 @@ from groundingml.labelstudio.events import (
     read_time,
 )
 from groundingml.labelstudio.inbox_processing import process_inbox
-from groundingml.labelstudio.prediction_records import new_regions
+from groundingml.labelstudio.prediction_records import image_size, new_regions
 from groundingml.learning.corrections import correct_task
 from groundingml.store import Store, utc_now
 from groundingml.store.annotations import delete_annotations
@@ -198,6 +198,7 @@ def _missing_predictions(session: Session, project: str, task: str, found: Any) 
                 None,
                 float(score) if isinstance(score, int | float) else None,
                 new_regions(result, {}),
+                image_size(result),
                 read_time(prediction.get("created_at"), "a prediction's created_at"),
             )
         )

@@ -86,9 +86,10 @@ def correct(session: Session, annotation: Annotation, now: datetime.datetime | N
     if annotation.state != "accepted":
         return 0
     accepted = accepted_regions(annotation.result)
-    _learn_size(session, annotation, accepted)
+    every = predictions.predictions_of(session, annotation.project, annotation.task)
     known = predictions.regions_of(session, annotation.project, annotation.task)
-    base, others = _had_before_them(session, annotation, accepted, known)
+    _learn_size(session, annotation, accepted, every)
+    base, others = _had_before_them(annotation, accepted, every, known)
     predicted = [known.get(one.id, []) for one in (*others, *((base,) if base else ()))]
     asked = base or (others[-1] if others else None)
     annotation.model_version = asked.model_version if asked else None
@@ -110,9 +111,9 @@ def correct_task(session: Session, project: str, task: str) -> int:
 
 
 def _had_before_them(
-    session: Session,
     annotation: Annotation,
     accepted: Sequence[AcceptedRegion],
+    every: Sequence[Prediction],
     known: Mapping[int | None, Sequence[PredictedRegion]],
 ) -> tuple[Prediction | None, list[Prediction]]:
     """The prediction that the annotator began with, and those answers in the editor that they used.
@@ -123,7 +124,6 @@ def _had_before_them(
     """
     ids = {region.region_id for region in accepted}
     used = {number for number, regions in known.items() if any(region.region_id in ids for region in regions)}
-    every = predictions.predictions_of(session, annotation.project, annotation.task)
     editor = [one for one in every if one.source == "editor" and one.id in used]
     begun_with = [one for one in every if one.source != "editor"]
     returned = [one for one in begun_with if one.id in used]
@@ -168,12 +168,19 @@ def _box(region: PredictedRegion) -> PercentBox:
     return PercentBox(region.x, region.y, region.width, region.height)
 
 
-def _learn_size(session: Session, annotation: Annotation, accepted: Sequence[AcceptedRegion]) -> None:
+def _learn_size(
+    session: Session,
+    annotation: Annotation,
+    accepted: Sequence[AcceptedRegion],
+    every: Sequence[Prediction],
+) -> None:
+    """The size of the task's image, as its regions tell, accepted or predicted."""
     task = session.get(Task, (annotation.project, annotation.task))
-    for region in accepted:
-        if task is not None and region.image_width and region.image_height:
-            task.original_width, task.original_height = region.image_width, region.image_height
-            return
+    told = [(one.original_width, one.original_height) for one in every]
+    told += [(region.image_width, region.image_height) for region in reversed(accepted)]
+    for width, height in told:
+        if task is not None and width and height:
+            task.original_width, task.original_height = width, height
 
 
 def _row(
@@ -184,7 +191,7 @@ def _row(
     if final is not None:
         kept = predicted is not None and predicted.label in final.labels
         label = predicted.label if kept and predicted is not None else final.label
-    prompt: Any = asked.prompt if asked is not None else None
+    prompt = _asked_for(label, asked.prompt if asked is not None else None)
     return Correction(
         annotation_id=annotation.annotation_id,
         project=annotation.project,
@@ -204,3 +211,11 @@ def _row(
         lead_time=annotation.lead_time,
         made_at=made_at,
     )
+
+
+def _asked_for(label: str | None, prompt: Any) -> Any:
+    """What had been asked for a label, or else typed, when it was missed."""
+    if not isinstance(prompt, Mapping) or not isinstance(prompt.get("asked"), Mapping):
+        return prompt
+    typed = {name: value for name, value in prompt.items() if name != "asked" and value}
+    return prompt["asked"].get(label, typed or None)

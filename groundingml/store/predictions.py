@@ -44,6 +44,8 @@ class NewPrediction:
     prompt: Any
     score: float | None
     regions: Sequence[NewRegion] = ()
+    size: tuple[int, int] | None = None
+    """Width and height of the image in pixels."""
     created_at: datetime.datetime = field(default_factory=utc_now)
 
 
@@ -66,6 +68,8 @@ def record_predictions(session: Session, predictions: Iterable[NewPrediction]) -
             prompt=one.prompt,
             source=one.source,
             score=one.score,
+            original_width=one.size[0] if one.size else None,
+            original_height=one.size[1] if one.size else None,
             created_at=one.created_at,
         )
         session.add(row)

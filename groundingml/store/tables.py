@@ -93,7 +93,8 @@ class Task(Table):
 
 
 class Prediction(Table):
-    """One answer for a task, also one without regions. `source`: "batch", "editor" or "job"."""
+    """One answer for a task, also one without regions. `source`: "batch", "editor" or "job". The size is that
+    of the task's image in pixels, where it was told."""
 
     __tablename__ = "predictions"
 
@@ -104,6 +105,8 @@ class Prediction(Table):
     prompt: Mapped[Any | None]
     source: Mapped[str]
     score: Mapped[float | None]
+    original_width: Mapped[int | None]
+    original_height: Mapped[int | None]
     created_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
 
     __table_args__ = (Index("ix_predictions_project_task", "project", "task"),)

@@ -53,7 +53,7 @@ def stopped(tmp_path: Path) -> Iterator[Store]:
     with open_store(default_url(tmp_path)) as store:
         with store.begin() as session:
             record_predictions(
-                session, [NewPrediction("7", "1", "abc-def", "batch", None, 0.9, regions, NOON)]
+                session, [NewPrediction("7", "1", "abc-def", "batch", None, 0.9, regions, None, NOON)]
             )
             add_event(session, "7", "ANNOTATION_CREATED", {"annotation": annotation, "project": {"id": 7}})
         yield store

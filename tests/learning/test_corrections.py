@@ -16,6 +16,7 @@ from groundingml.store import Store
 from groundingml.store.annotations import Submitted, delete_annotations, put_annotation, put_task
 from groundingml.store.predictions import NewPrediction, NewRegion, record_predictions
 
+PROMPT = {"asked": {"dog": ["a dog", "puppy"]}, "typed": {}, "text": "cat"}
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.timezone.utc)
 Box = tuple[float, float, float, float]
 A, B, C = (10.0, 10.0, 20.0, 20.0), (50.0, 50.0, 20.0, 20.0), (70.0, 10.0, 10.0, 10.0)
@@ -51,7 +52,7 @@ def predict(store: Store) -> Callable[..., None]:
 
     def record(*regions: NewRegion, at: float = 0, source: Any = "batch", version: str = "v1") -> None:
         made = NOON + datetime.timedelta(minutes=at)
-        one = NewPrediction("7", "1", version, source, {"text": "cat"}, 0.8, regions, made)
+        one = NewPrediction("7", "1", version, source, PROMPT, 0.8, regions, (320, 240), made)
         with store.begin() as session:
             assert record_predictions(session, [one]) == 1
 
@@ -107,7 +108,7 @@ def test_each_kind_by_id(store: Store, predict: Any, submit: Any) -> None:
         assert (row.model_version, row.lead_time, row.completed_by) == ("v1", 12.5, "3")
         assert row.made_at == NOON + datetime.timedelta(minutes=10)
     assert rows["m"].prompt == ["a cat"]
-    assert rows["new"].prompt == {"text": "cat"}, "what had been asked when it was missed"
+    assert rows["new"].prompt == ["a dog", "puppy"], "what had been asked when it was missed"
 
 
 def test_moved_and_relabelled(store: Store, predict: Any, submit: Any) -> None:
@@ -191,7 +192,8 @@ def test_an_empty_prediction_is_known_to_have_missed_things(store: Store, predic
     predict(version="v2")
     assert submit(drawn("x", A)) == [("added", "x", None, "cat")]
     with store.read() as session:
-        assert corrections(session)[0].model_version == "v2"
+        (missed,) = corrections(session)
+    assert (missed.model_version, missed.prompt) == ("v2", {"text": "cat"})
 
 
 def test_nothing_predicted_and_nothing_accepted(store: Store, predict: Any, submit: Any) -> None:
@@ -200,6 +202,7 @@ def test_nothing_predicted_and_nothing_accepted(store: Store, predict: Any, subm
     with store.read() as session:
         (task,) = accepted_tasks(session, "7")
     assert task.regions == ()
+    assert (task.width, task.height) == (320, 240), "as predicted, since no region tells"
     assert task.images == {"image": "/data/upload/7/a.jpg"}
 
 

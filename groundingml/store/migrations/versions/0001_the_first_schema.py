@@ -79,6 +79,8 @@ def upgrade() -> None:
         sa.Column("prompt", JSON, nullable=True),
         sa.Column("source", sa.String(), nullable=False),
         sa.Column("score", sa.Double(), nullable=True),
+        sa.Column("original_width", sa.Integer(), nullable=True),
+        sa.Column("original_height", sa.Integer(), nullable=True),
         sa.Column("created_at", TIME, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_predictions"),
     )
