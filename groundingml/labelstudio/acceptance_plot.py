@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 720, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 16, 14, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 34
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,7 @@ def build_app(settings: Settings, detector: ObjectDetector | None = None) -> Fas
         password=settings.basic_auth_password,
         webhook_secret=settings.webhook_secret,
     )
-    paths = frozenset(path for route in app.routes if "{" not in (path := getattr(route, "path", "{")))
-    app.add_middleware(RequestIds, metrics=services.metrics, known_paths=paths)
+    app.add_middleware(RequestIds, metrics=services.metrics)
     app.add_exception_handler(BadRequest, _answer_bad_request)
     app.add_exception_handler(LabelConfigError, _answer_label_config_error)
     app.add_exception_handler(ModelNotReady, _answer_not_ready)

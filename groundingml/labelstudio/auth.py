@@ -50,7 +50,7 @@ class Guard:
         if self._is_secret(first):
             shows_secret = True
             path = f"/{rest}"
-            scope = {**scope, "path": path, "raw_path": path.encode("ascii", "ignore")}
+            scope["path"], scope["raw_path"] = path, path.encode("ascii", "ignore")
         if self._is_allowed(scope["path"], headers, shows_secret):
             await self._app(scope, receive, send)
             return

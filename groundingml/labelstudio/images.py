@@ -43,6 +43,7 @@ class ImageFetcher:
             if settings.label_studio_url
             else None
         )
+        self._allowed = " ".join(sorted(settings.allow_hosts))
         self._timeout_s = settings.fetch_timeout_s
         self._max_bytes = settings.max_image_bytes
         self._max_pixels = settings.max_image_pixels
@@ -89,8 +90,8 @@ class ImageFetcher:
     def _cached(self, url: str, own: LabelStudioAccess | None) -> bytes:
         if self._cache is None:
             return self._download(url, own)
-        # What the token opened is kept for this very token.
-        name = f"{own.fingerprint if own else ''} {url}"
+        # What a token or an allowed host opened is kept for that very setting.
+        name = f"{own.fingerprint if own else self._allowed} {url}"
         never_changes = own is not None and urlsplit(url).path.startswith(own.uploads)
         kept = self._cache.get(name, None if never_changes else CHANGES_AFTER_S)
         if kept is not None and len(kept) <= self._max_bytes:

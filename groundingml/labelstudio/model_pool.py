@@ -149,9 +149,12 @@ class ModelPool:
             slot = self._slots.get(self.source_of(project))
             return slot.state if slot is not None else "loading"
 
-    def is_ready(self, project: str | None = None) -> bool:
-        """Whether the project's model is loaded."""
-        return self.state(project) == "ready"
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The devices in use; what was asked for until the base model is loaded."""
+        if self.state() != "ready":
+            return self.devices
+        return tuple(str(detector.device) for detector in self._slots[self.base].loaded.result().detectors)
 
     def models(self) -> Sequence[ModelStatus]:
         """The base model and every version that serves, or is being loaded, in order of use."""

@@ -143,7 +143,8 @@ class Predictor:
                 if pace.is_too_slow:
                     raise TooSlow
                 if is_abandoned():
-                    return failed_prediction("nobody waits for the answer any more", asked.version)
+                    reason = "it was not begun: nobody waits for it any more, or the server is stopping"
+                    return failed_prediction(reason, asked.version)
                 item = await self._item_or_failure(task, asked, self._predict_labels(task, asked))
                 pace.count()
                 return item

@@ -24,11 +24,9 @@ _FIT = re.compile(r"[\w.-]{1,64}", re.ASCII)
 class RequestIds:
     """ASGI middleware: takes the client's `X-Request-ID`, or makes one up, and returns it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, known_paths: frozenset[str]) -> None:
-        """``known_paths`` are counted by name, so that what clients make up does not fill the counters."""
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._known_paths = known_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
@@ -52,7 +50,8 @@ class RequestIds:
             await self._app(scope, receive, send_named)
         finally:
             seconds = time.monotonic() - started
-            path = scope["path"] if scope["path"] in self._known_paths else "(other)"
+            # The route's, so that what clients make up does not fill the counters.
+            path = getattr(scope.get("route"), "path", "(other)")
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.request_seconds.labels(path).observe(seconds)
             logger.debug("%s %s -> %d in %.3f s", scope["method"], path, status, seconds)

@@ -71,7 +71,7 @@ def status_router(services: Services) -> APIRouter:
             uptime=_duration(time.monotonic() - started),
             models=services.pool.models(),
             base_state=services.pool.state(),
-            devices=", ".join(services.pool.devices),
+            devices=", ".join(services.pool.places),
             queue=queue,
             projects=_projects(services),
             work=_work(services),
@@ -159,7 +159,8 @@ def _days(services: Services) -> list[DayOfCorrections]:
     counts: dict[tuple[datetime.date, str], list[int]] = {}
     with services.store.read() as session:
         for made_at, kind, version in session.execute(query):
-            count = counts.setdefault((made_at.date(), version or ""), [0, 0])
+            checkpoint = (version or "").partition("-")[0]  # prompts change more often than models
+            count = counts.setdefault((made_at.date(), checkpoint), [0, 0])
             count[0] += 1
             count[1] += kind == "kept"
     return [

@@ -259,7 +259,8 @@ class Backend:
         self.url = f"http://127.0.0.1:{port}"
         serve = [sys.executable, "-m", "groundingml.cli", "serve"]
         command = [*serve, "--model", MODEL, "--port", str(port), *options]
-        settings = {"GROUNDINGML_DATA_DIR": str(folder / "data"), **environment}
+        self.data_dir = folder / "data"
+        settings = {"GROUNDINGML_DATA_DIR": str(self.data_dir), **environment}
         self._process = Process(command, clean_environment(**settings), folder / "serve.log")
         try:
             self._process.wait_until(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -73,6 +77,53 @@ def test_it_serves_at_once_and_ends_cleanly(end: signal.Signals, tmp_path: Path)
     assert "ML_BLOCK_LOCAL_IP=false SSRF_PROTECTION_ENABLED=false" in text
     assert "no-such-model.pth could not be loaded" in text
     assert text.rstrip().endswith("groundingml: stopped.")
+
+
+def test_running_requests_are_answered_before_it_ends(tmp_path: Path, photo_dir: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    log = tmp_path / "log"
+    options = ["--port", str(port), "--data-dir", str(tmp_path / "data"), "--log-format", "json"]
+    with log.open("w") as output:
+        process = subprocess.Popen([*COMMAND, *options], stdout=output, stderr=subprocess.STDOUT)
+    backend = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+    photo = base64.b64encode((photo_dir / "cat.jpg").read_bytes()).decode()
+    # Each task has a label of its own, so that no two are one question.
+    tasks = [
+        {"id": i, "data": {"image": f"data:image/jpeg;base64,{photo}", "labels": [{"value": f"cat {i}"}]}}
+        for i in range(150)
+    ]
+    config = (
+        '<View><Image name="image" value="$image"/>'
+        '<RectangleLabels name="label" toName="image" value="$labels"/></View>'
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                if backend.get("/health").json()["model"] == "ready":
+                    break
+            time.sleep(0.1)
+        with ThreadPoolExecutor(1) as pool:
+            body = {"tasks": tasks, "project": "1.1", "label_config": config, "params": {}}
+            asked = pool.submit(backend.post, "/predict", json=body, headers={"X-Request-ID": "the-last-one"})
+            while "groundingml_images_total 0.0" in httpx.get(f"{backend.base_url}/metrics", timeout=20).text:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            results = asked.result().json()["results"]
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        process.kill()
+        backend.close()
+    done = sum("result" in item for item in results)
+    assert len(results) == 150
+    assert 1 <= done < 150, "what was begun is answered, the rest is left for the next time"
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    (said,) = [line for line in lines if line["message"].startswith("Predicted")]
+    assert said["request_id"] == "the-last-one"
+    assert f"Predicted {done} of 150 tasks" in said["message"]
 
 
 def test_a_taken_port_is_said(taken_port: int) -> None:
