@@ -21,7 +21,7 @@ TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(TORCH_ID)
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: serve demo test e2e lint format bench check-cuda wheel clean help
+.PHONY: serve demo test e2e proof lint format bench check-cuda wheel clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,7 +53,11 @@ test: $(VENV)/.with-test  ## run the tests (TESTS='tests/ops -k grad' for some)
 
 e2e: $(VENV)/.with-test  ## run the tests against a real Label Studio, in its own environment
 	$(BIN)/python tests/e2e/label_studio_env.py
-	$(BIN)/python -m pytest -m e2e $(TESTS)
+	$(BIN)/python -m pytest -m 'e2e and not proof' $(TESTS)
+
+proof: $(VENV)/.with-test  ## prove that corrections teach: minutes of real training (GROUNDINGML_TEST_DATA)
+	$(BIN)/python tests/e2e/label_studio_env.py
+	$(BIN)/python -m pytest -m proof -s $(TESTS)
 
 lint: $(VENV)/.with-lint  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -77,6 +81,7 @@ bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/bulk.py
 	test ! -d '$(BENCH_DATA)/coco128' || $(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
+	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/learning.py --data '$(BENCH_DATA)'
 	$(BIN)/python benchmarks/report.py
 
 wheel: $(INSTALLED)  ## build dist/groundingml-*.whl

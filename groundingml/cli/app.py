@@ -42,6 +42,8 @@ app = typer.Typer(
 
       groundingml label --project 7      [dim]# boxes for a whole Label Studio project[/dim]
 
+      groundingml train --project 7      [dim]# what people corrected teaches the model[/dim]
+
       groundingml doctor --project 7     [dim]# why are there no boxes?[/dim]
 
       groundingml env                    [dim]# what a bug report needs[/dim]

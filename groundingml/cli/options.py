@@ -66,3 +66,17 @@ AllowCloud = Annotated[
         help="Images may leave this machine: for models that a vendor runs, --model api:...",
     ),
 ]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        envvar="GROUNDINGML_RECIPE", help="How to train: head, lora or full (see docs/training.md)."
+    ),
+]
+Retention = Annotated[
+    str | None,
+    typer.Option(
+        envvar="GROUNDINGML_RETENTION",
+        metavar="ANNOTATIONS.json:FOLDER",
+        help="What a trained model must still find, in COCO format (else some everyday photos).",
+    ),
+]

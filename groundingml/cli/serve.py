@@ -21,6 +21,8 @@ from groundingml.cli.options import (
     LabelStudioApiKey,
     LabelStudioUrl,
     Model,
+    Recipe,
+    Retention,
     StoreUrl,
 )
 from groundingml.cli.secret_files import read_secret
@@ -99,6 +101,16 @@ def serve(
             help="Seconds after which one request is answered with what is done; Label Studio waits 100.",
         ),
     ] = 85.0,
+    train_every: Annotated[
+        int | None,
+        typer.Option(
+            envvar="GROUNDINGML_TRAIN_EVERY",
+            min=1,
+            help="Train on a project by itself after so many corrections; without it when somebody asks.",
+        ),
+    ] = None,
+    recipe: Recipe = "lora",
+    retention: Retention = None,
     log_format: Annotated[
         LogFormat, typer.Option(envvar="GROUNDINGML_LOG_FORMAT", help="text, or json: an object a line.")
     ] = LogFormat.TEXT,
@@ -134,6 +146,9 @@ def serve(
             data_dir=data_dir,
             store_url=store or None,
             batch_size=batch_size,
+            train_every=train_every,
+            recipe=recipe,
+            retention=retention,
             predict_budget_s=predict_budget,
         )
     except SettingsError as error:

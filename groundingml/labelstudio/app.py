@@ -23,6 +23,7 @@ from groundingml.labelstudio.predict_api import predict_router
 from groundingml.labelstudio.prompts_api import prompts_router
 from groundingml.labelstudio.request_bodies import BadRequest
 from groundingml.labelstudio.request_ids import RequestIds
+from groundingml.labelstudio.runs_api import runs_router
 from groundingml.labelstudio.services import build_services
 from groundingml.labelstudio.settings import Settings
 from groundingml.labelstudio.status_page import status_router
@@ -30,7 +31,7 @@ from groundingml.labelstudio.webhooks import webhook_router
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (predict_router, prompts_router, status_router)
+ROUTERS = (predict_router, prompts_router, runs_router, status_router)
 """Functions from the services to the routes of one kind."""
 RETRY_AFTER_S = 5
 
@@ -45,8 +46,10 @@ def build_app(settings: Settings, detector: ObjectDetector | None = None) -> Fas
         package_log.addHandler(services.troubles)
         services.pool.start()
         services.capture.start()
+        services.learning.start()
         yield
         services.stopping.set()
+        await asyncio.to_thread(services.learning.close)
         await asyncio.to_thread(services.predictor.close)
         await asyncio.to_thread(services.capture.close)
         package_log.removeHandler(services.troubles)

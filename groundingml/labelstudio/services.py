@@ -11,6 +11,7 @@ from groundingml.inference import ObjectDetector
 from groundingml.labelstudio.capture import Capture
 from groundingml.labelstudio.images import ImageFetcher
 from groundingml.labelstudio.known_projects import KnownProjects
+from groundingml.labelstudio.learning_service import LearningService
 from groundingml.labelstudio.metrics import Metrics
 from groundingml.labelstudio.model_pool import ModelPool
 from groundingml.labelstudio.prediction_records import record_in
@@ -36,6 +37,7 @@ class Services:
     projects: KnownProjects
     prompts: RememberedPrompts
     capture: Capture
+    learning: LearningService
     troubles: RecentTroubles
     served: ServedVersions = field(default_factory=ServedVersions)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -66,6 +68,7 @@ def build_services(settings: Settings, detector: ObjectDetector | None = None) -
         KnownProjects(store),
         RememberedPrompts(store),
         capture,
+        LearningService(store, data_dir, settings, pool),
         RecentTroubles(settings.secrets),
     )
     metrics.watch("groundingml_queue_waiting", "Images that wait.", lambda: predictor.queue.waiting)

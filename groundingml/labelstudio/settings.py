@@ -43,6 +43,13 @@ class Settings:
     store_url: str | None = field(default=None, repr=False)
     """Database instead of the SQLite file in ``data_dir``."""
 
+    recipe: str = "lora"
+    """How training runs of this server train."""
+    train_every: int | None = None
+    """A training run of its own accord after so many corrections of a project; None for none."""
+    retention: str | None = None
+    """ANNOTATIONS.json:FOLDER with what a trained version must still find; None for the package's photos."""
+
     load_wait_s: float = 60.0
     """How long /predict waits for a model that is still loading before it answers 503."""
     predict_budget_s: float = 85.0
@@ -84,7 +91,7 @@ class Settings:
                 "The webhook secret must be 16 to 200 letters, digits, '-' or '_'; make one with: "
                 "openssl rand -hex 32"
             )
-        for name in ("batch_size", "most_requests"):
+        for name in ("batch_size", "most_requests", "train_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} must be at least 1, not {value}.")

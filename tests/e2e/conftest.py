@@ -378,6 +378,12 @@ def backend(label_studio: LabelStudio, tmp_path_factory: pytest.TempPathFactory)
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def make_backend() -> type[Backend]:
+    """Backend(folder, *options, **environment), for those who stop it themselves."""
+    return Backend
+
+
 @pytest.fixture
 def start_backend(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
     """A function that starts one more backend, with options and environment variables."""
