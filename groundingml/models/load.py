@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from groundingml.models.checkpoints import glip, huggingface, native
+from groundingml.models.checkpoints import glip, huggingface, native, plain
 from groundingml.models.checkpoints.errors import CheckpointError, mismatch_report
 from groundingml.models.checkpoints.formats import to_huggingface_names
 from groundingml.models.checkpoints.renaming import rename
@@ -58,6 +58,10 @@ def load_model(
             if config is not None:
                 raise CheckpointError("a model in our own layout has its config; leave `config` out")
             return _build(*native.read_native(files.folder))
+        if values is not None and values.get("model_type") == plain.MODEL_TYPE and files.folder is not None:
+            if config is not None:
+                raise CheckpointError("a model in our own layout has its config; leave `config` out")
+            return _load_plain(files.folder)
         weights = read_weights(files.weights)
         if glip.is_glip(weights):
             return _load_glip(config, weights)
@@ -121,6 +125,18 @@ def _read_config(files: CheckpointFiles) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise CheckpointError(f"{files.config} is not the config of a model")
     return values
+
+
+def _load_plain(folder: Path) -> GroundingDino | Glip:
+    config, weights = plain.read_plain(folder)
+    if isinstance(config, GroundingDinoConfig):
+        return _build(config, weights)
+    with without_values():
+        model = Glip(config)
+    report = _compare(model.state_dict(), weights, dict)
+    if report:
+        raise CheckpointError(f"its parameters do not fit the model\n{report}")
+    return _fill(model, weights)
 
 
 def _load_glip(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from groundingml.inference.images import load_image
 from groundingml.inference.preprocessing import preprocess
+from groundingml.models.glip.config import GlipConfig
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.training.annotations import Annotations, ImageRecord
 from groundingml.training.augmentation import Augmentation, View, change_colours, seen_boxes
@@ -56,7 +57,7 @@ class ImageDataset:
     def __init__(
         self,
         annotations: Annotations,
-        config: GroundingDinoConfig,
+        config: GroundingDinoConfig | GlipConfig,
         augmentation: Augmentation | None = None,
     ) -> None:
         if not annotations.records:

@@ -7,7 +7,6 @@ model's second head, at every cell.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,23 +21,15 @@ from groundingml.training.denoising import DenoisingConfig, make_denoising
 from groundingml.training.dense_losses import DenseLossConfig, dense_losses
 from groundingml.training.losses import LossConfig, grounding_losses
 from groundingml.training.phrase_cache import PhraseCache
-
-
-@dataclass(frozen=True)
-class StepCounts:
-    """About all images of an optimiser step, whatever process and batch they are in.
-
-    boxes: that are learned from; largest: the most boxes in one image.
-    """
-
-    boxes: float
-    largest: int
+from groundingml.training.step_counts import StepCounts
 
 
 class Objective(Protocol):
     """Losses by name; their sum over all batches of a step is what the step minimises."""
 
-    def boxes(self, batch: Batch) -> float: ...
+    def counts(self, batch: Batch) -> tuple[float, float]:
+        """The batch's part of StepCounts' boxes and quality."""
+        ...
 
     def losses(self, batch: Batch, step: StepCounts) -> dict[str, Tensor]: ...
 
@@ -58,10 +49,10 @@ class SetObjective:
         self.config = losses
         self.denoising = denoising
 
-    def boxes(self, batch: Batch) -> float:
-        """Those that find a query."""
+    def counts(self, batch: Batch) -> tuple[float, float]:
+        """Boxes that find a query."""
         most = self.model.config.num_queries
-        return float(sum(min(len(target.boxes_cxcywh), most) for target in batch.targets))
+        return float(sum(min(len(target.boxes_cxcywh), most) for target in batch.targets)), 0.0
 
     def losses(self, batch: Batch, step: StepCounts) -> dict[str, Tensor]:
         """Weighted, each divided by the number of positives in the step (see ``grounding_losses``)."""
@@ -102,8 +93,8 @@ class DenseObjective:
         self.head = model.proposals.taught
         self.memory = model.proposals.names
 
-    def boxes(self, batch: Batch) -> float:
-        return float(sum(len(target.boxes_cxcywh) for target in batch.targets))
+    def counts(self, batch: Batch) -> tuple[float, float]:
+        return float(sum(len(target.boxes_cxcywh) for target in batch.targets)), 0.0
 
     def losses(self, batch: Batch, step: StepCounts) -> dict[str, Tensor]:
         """Weighted, each divided by the number of boxes in the step."""

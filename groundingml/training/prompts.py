@@ -13,6 +13,7 @@ from torch import Tensor
 
 from groundingml.inference.labels import Label, normalise_labels
 from groundingml.inference.prompts import PromptPlanner, Tokenizer
+from groundingml.models.glip.config import GlipConfig
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 
 
@@ -58,7 +59,7 @@ class PromptSampler:
         self,
         names: Sequence[str],
         tokenizer: Tokenizer,
-        model_config: GroundingDinoConfig,
+        model_config: GroundingDinoConfig | GlipConfig,
         config: PromptConfig,
     ) -> None:
         self.config = config

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from groundingml.inference.prompts import Tokenizer
+from groundingml.models.glip import Glip
 from groundingml.models.grounding_dino import GroundingDino
 from groundingml.training.adapters import add_adapters
+from groundingml.training.anchor_objective import AnchorObjective
 from groundingml.training.batches import Batch, epoch_steps
 from groundingml.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from groundingml.training.config import FitResult, StepReport, TrainingConfig
@@ -21,10 +23,11 @@ from groundingml.training.distributed import Processes
 from groundingml.training.feature_cache import CachedBackbone
 from groundingml.training.interruption import StopRequest
 from groundingml.training.mixture import Mixture
-from groundingml.training.objectives import DenseObjective, Objective, SetObjective, StepCounts
+from groundingml.training.objectives import DenseObjective, Objective, SetObjective
 from groundingml.training.optimization import AveragedWeights, freeze, learning_rate_factor, parameter_groups
 from groundingml.training.phrase_cache import PhraseCache
 from groundingml.training.prompts import PromptSampler
+from groundingml.training.step_counts import StepCounts
 
 
 class Trainer:
@@ -40,13 +43,13 @@ class Trainer:
 
     def __init__(
         self,
-        model: GroundingDino,
+        model: GroundingDino | Glip,
         tokenizer: Tokenizer,
         dataset: TrainingSet,
         config: TrainingConfig,
         folder: str | Path,
         *,
-        evaluate: Callable[[GroundingDino], Mapping[str, float]] | None = None,
+        evaluate: Callable[[Any], Mapping[str, float]] | None = None,
         metric: str = "map50",
         on_step: Callable[[StepReport], None] | None = None,
         on_evaluation: Callable[[Mapping[str, float]], None] | None = None,
@@ -88,13 +91,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self._low_precision is torch.float16 and self.device.type == "cuda"
         )
-        bert_is_frozen = not any(p.requires_grad for p in model.text_encoder.bert.parameters())
-        phrases = PhraseCache(model.text_encoder) if bert_is_frozen else None
-        self.objective: Objective
-        if config.dense is None:
-            self.objective = SetObjective(model, phrases, config.losses, config.denoising)
-        else:
-            self.objective = DenseObjective(model, phrases, config.dense)
+        self.objective = _objective(model, config)
         self._epoch = 0
         self._step_in_epoch = 0
         self._step = 0
@@ -208,11 +205,12 @@ class Trainer:
 
     def _count(self, batches: list[Batch]) -> StepCounts:
         """About all images of the step, those of other processes too."""
-        boxes = sum(self.objective.boxes(batch) for batch in batches)
+        counts = [self.objective.counts(batch) for batch in batches]
+        boxes, quality = (sum(count[i] for count in counts) for i in range(2))
         largest = max((len(t.boxes_cxcywh) for batch in batches for t in batch.targets), default=0)
-        (all_boxes,) = self.processes.sum([boxes])
+        all_boxes, all_quality = self.processes.sum([boxes, quality])
         (all_largest,) = self.processes.max([float(largest)])
-        return StepCounts(all_boxes, int(all_largest))
+        return StepCounts(all_boxes, int(all_largest), all_quality)
 
     def losses(self, batch: Batch, step: StepCounts | None = None) -> dict[str, Tensor]:
         """Forward one batch on the model's device; every weighted loss by name (see `objectives`).
@@ -246,7 +244,7 @@ class Trainer:
             self._evaluate_here(self.evaluate)
         self.processes.wait()
 
-    def _evaluate_here(self, evaluate: Callable[[GroundingDino], Mapping[str, float]]) -> None:
+    def _evaluate_here(self, evaluate: Callable[[Any], Mapping[str, float]]) -> None:
         if self._average is not None:
             self._average.swap(self.model)
         try:
@@ -352,6 +350,16 @@ class Trainer:
             last=self._last,
             best=best if self._history and best.is_file() else None,
         )
+
+
+def _objective(model: GroundingDino | Glip, config: TrainingConfig) -> Objective:
+    if isinstance(model, Glip):
+        return AnchorObjective(model, config.losses)
+    bert_is_frozen = not any(p.requires_grad for p in model.text_encoder.bert.parameters())
+    phrases = PhraseCache(model.text_encoder) if bert_is_frozen else None
+    if config.dense is not None:
+        return DenseObjective(model, phrases, config.dense)
+    return SetObjective(model, phrases, config.losses, config.denoising)
 
 
 def _is_cached(dataset: TrainingSet) -> bool:

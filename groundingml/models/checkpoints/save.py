@@ -15,9 +15,12 @@ from safetensors import SafetensorError
 from groundingml.models.checkpoints.errors import CheckpointError
 from groundingml.models.checkpoints.huggingface import save_huggingface
 from groundingml.models.checkpoints.native import save_native
+from groundingml.models.checkpoints.plain import save_plain
 from groundingml.models.checkpoints.sources import EMBEDDED
+from groundingml.models.glip.config import GlipConfig
 
 if TYPE_CHECKING:
+    from groundingml.models.glip.network import Glip
     from groundingml.models.grounding_dino.network import GroundingDino
 
 BERT_VOCABULARY = EMBEDDED / "nano" / "tokenizer.json"
@@ -34,7 +37,7 @@ _TOKENIZER_CONFIG = {
 
 
 def save_pretrained(
-    model: GroundingDino,
+    model: GroundingDino | Glip,
     folder: str | Path,
     tokenizer: Any = None,
     extra: Mapping[str, str] | None = None,
@@ -43,7 +46,8 @@ def save_pretrained(
 
     Grounding DINO, MM-Grounding-DINO and LLMDet are written in the Hugging Face layout (config, weights,
     preprocessor, tokenizer), which transformers loads too and which loses nothing; models of the embedded
-    kind in our own compact one. The files are written beside `folder` and moved when all are complete: a
+    kind in our own compact one; GLIP and the Edge architecture, which transformers has no class for, under
+    our own names. The files are written beside `folder` and moved when all are complete: a
     crash or a full disk leaves what was there.
 
     Args:
@@ -71,11 +75,14 @@ def save_pretrained(
         raise CheckpointError(f"could not write the model to {folder}: {error}") from error
 
 
-def _write(model: GroundingDino, folder: Path, tokenizer: Any) -> None:
-    if model.config.family == "nano":
+def _write(model: GroundingDino | Glip, folder: Path, tokenizer: Any) -> None:
+    if isinstance(model.config, GlipConfig) or model.config.family == "edge":
+        save_plain(model, folder)
+    elif model.config.family == "nano":
         save_native(model, folder)
         return
-    save_huggingface(model, folder)
+    else:
+        save_huggingface(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     elif model.config.text_config["vocab_size"] >= 30522:

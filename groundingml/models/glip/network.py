@@ -74,6 +74,16 @@ class Glip(nn.Module):
         padded = F.pad(pixel_values, (0, -width % divisor, 0, -height % divisor))
         return GlipImageFeatures(self.neck(self.backbone(padded)), sizes)
 
+    def level_shapes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of each level's cells for images on a canvas of that many pixels."""
+        divisor = self.config.size_divisor
+        size = (height + -height % divisor, width + -width % divisor)
+        levels = len(self.config.strides) - 2
+        shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.config.strides[:levels]]
+        for _ in range(2):  # two strided convolutions
+            shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+        return tuple(shapes)
+
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> GlipTextFeatures:
