@@ -6,8 +6,10 @@ command, another server) takes effect here too.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import logging
+import re
 import signal
 import subprocess
 import threading
@@ -17,7 +19,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from groundingml.labelstudio.api_client import ApiError, LabelStudioApi
-from groundingml.labelstudio.model_pool import ModelPool
+from groundingml.labelstudio.model_pool import ModelPool, ServedModel
 from groundingml.labelstudio.settings import Settings
 from groundingml.labelstudio.train_run import start_train_run
 from groundingml.learning.project_run import RunOptions
@@ -34,6 +36,7 @@ LOOK_EVERY_S = 2.0
 START_AGAIN_S = 30.0
 """A run's process that ended at once is not started again before so long."""
 STOP_S = 20.0
+_OUR_VERSION = re.compile(r"[0-9a-f]{12}-[0-9a-f]{12}")
 
 
 class LearningService:
@@ -99,8 +102,7 @@ class LearningService:
         for project in [project for project in self._serving if project not in wanted]:
             logger.info("Project %s: the base model serves again", project)
             del self._serving[project]
-            self._pool.use(project, None)
-            self._announce(project)
+            self._announce_when(self._pool.use(project, None), project)
         for project, (version, folder) in wanted.items():
             if self._serving.get(project) == version or version in self._broken:
                 continue
@@ -112,26 +114,22 @@ class LearningService:
                 continue
             logger.info("Project %s: version %d serves from now on", project, version)
             self._serving[project] = version
-            self._pool.use(project, str(path), at_once=at_once)
+            loaded = self._pool.use(project, str(path), at_once=at_once)
             if not at_once:
-                self._announce(project)
+                self._announce_when(loaded, project)
 
-    def _announce(self, project: str) -> None:
-        """Tell Label Studio, in the background, that predictions have a new version: it asks /setup again."""
-        if self._settings.label_studio_url is None or not project.isdigit():
+    def _announce_when(self, loaded: concurrent.futures.Future[ServedModel], project: str) -> None:
+        """Let Label Studio see the new version as soon as it serves, in the background."""
+        url, key = self._settings.label_studio_url, self._settings.label_studio_api_key
+        if url is None or not project.isdigit():
             return
-        threading.Thread(target=self._ask_setup, args=(project,), name="announce", daemon=True).start()
 
-    def _ask_setup(self, project: str) -> None:
-        settings = self._settings
-        assert settings.label_studio_url is not None
-        try:
-            api = LabelStudioApi(settings.label_studio_url, settings.label_studio_api_key)
-            backends = api.backends(int(project))  # listing them makes Label Studio call /setup of each
-            api.close()
-            logger.info("Project %s: Label Studio has asked its %d backends anew", project, len(backends))
-        except ApiError as error:
-            logger.warning("Project %s: Label Studio was not told of the new version: %s", project, error)
+        def tell(done: concurrent.futures.Future[ServedModel]) -> None:
+            if done.exception() is None:
+                arguments = (LabelStudioApi(url, key), int(project))
+                threading.Thread(target=announce, args=arguments, name="announce", daemon=True).start()
+
+        loaded.add_done_callback(tell)
 
     def _request_due(self) -> None:
         if self._settings.train_every:
@@ -165,6 +163,25 @@ class LearningService:
                     options.device,
                     self._settings.recipe,
                 )
+
+
+def announce(api: LabelStudioApi, project: int) -> None:
+    """Make Label Studio ask this backend for its version, and show annotators the live model's predictions.
+
+    A project that shows the predictions of one of our versions, which importing them makes it do, would go on
+    showing those of the old one.
+    """
+    try:
+        backends = api.backends(project)  # listing them makes Label Studio call /setup of each
+        ours = [one for one in backends if _OUR_VERSION.fullmatch(str(one.get("model_version")))]
+        shown = str(api.project(project).get("model_version"))
+        if ours and _OUR_VERSION.fullmatch(shown):
+            api.request("PATCH", f"/api/projects/{project}/", body={"model_version": ours[-1]["title"]})
+            logger.info("Project %d shows the predictions of the live model, no longer of %s", project, shown)
+    except ApiError as error:
+        logger.warning("Project %d: Label Studio was not told of the new version: %s", project, error)
+    finally:
+        api.close()
 
 
 def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
