@@ -33,7 +33,7 @@ from groundingml.cli.options import (
 )
 from groundingml.cli.progress import LongRun
 from groundingml.cli.question import split_labels
-from groundingml.cli.stores import recording
+from groundingml.cli.stores import project_memory, recording
 
 if TYPE_CHECKING:
     from groundingml.inference import ObjectDetector
@@ -53,6 +53,7 @@ class Format(str, Enum):
 
 
 def label(
+    context: typer.Context,
     url: LabelStudioUrl = None,
     api_key: LabelStudioApiKey = None,
     project: Annotated[
@@ -123,7 +124,8 @@ def label(
 
       groundingml label --folder photos/ --label-config config.xml --format coco --output coco.json
 
-    Tasks that already have a prediction of this model and label config are left out, so a run that was
+    A project is labelled by the version that serves it, if it has one, unless --model is given here; its
+    remembered prompt counts too. Tasks that already have such a prediction are left out, so a run that was
     interrupted or killed goes on when the same command is started again. Ctrl-C stores what is done first.
     One failing task does not stop the others; it is reported at the end, and the exit status is 1.
     """
@@ -142,9 +144,14 @@ def label(
         if labels is not None or label_config is not None or output is not None:
             _fail("--labels, --label-config and --output go with --folder; a project has its own labels", 2)
         with recording(data_dir, store) as record:
+            prompts, version = project_memory(data_dir, store, str(project))
+            source = context.get_parameter_source("model")
+            is_chosen = source is not None and source.name == "COMMANDLINE"
+            if version is not None and version.is_dir() and not is_chosen:
+                model = str(version)  # as the server does
             report = _label_project(
                 url, api_key, project, only_missing, filters or [], batch, tuple(allow_host or ()),
-                model, device, allow_cloud, record, shown,
+                model, device, allow_cloud, prompts, record, shown,
             )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
@@ -171,6 +178,7 @@ def _label_project(
     model: str,
     device: str,
     allow_cloud: bool,
+    prompts: dict[str, str],
     record: Callable[[Predicted], None],
     shown: Console,
 ) -> LabellingReport:
@@ -188,7 +196,7 @@ def _label_project(
     from groundingml.labelstudio.project_labelling import ProjectLabelling, Work
     from groundingml.labelstudio.settings import Settings, SettingsError
     from groundingml.labelstudio.task_filters import FilterError, parse_filter
-    from groundingml.labelstudio.versions import model_version
+    from groundingml.labelstudio.versions import model_version, prompts_of
 
     stop = threading.Event()
     try:
@@ -217,8 +225,9 @@ def _label_project(
     pool = ModelPool(model, device, load_detector(model, device, shown, allow_cloud))
     predictor = Predictor(settings, pool, on_predicted=record)
     served = asyncio.run(pool.ready(0))
-    version = model_version(served.digest, config)
-    work = Work(project, config, served, version, wanted, only_missing, batch)
+    prompts = prompts_of(config, prompts)
+    version = model_version(served.digest, config, prompts)
+    work = Work(project, config, served, version, wanted, only_missing, batch, prompts)
     try:
         with LongRun(f"project {project}", "tasks", shown) as progress, _stopping(stop, shown):
             job = ProjectLabelling(

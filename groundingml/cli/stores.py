@@ -55,6 +55,26 @@ def recording(data_dir: Path | None, store_url: str | None) -> Iterator[Callable
         store.close()
 
 
+def project_memory(
+    data_dir: Path | None, store_url: str | None, project: str
+) -> tuple[dict[str, str], Path | None]:
+    """What the server remembers of a project: its prompts by control, and the folder of the version that
+    serves it. Nothing where the database cannot be used."""
+    from groundingml.labelstudio.known_projects import KnownProjects
+    from groundingml.store import StoreError, default_data_dir, default_url, open_store
+    from groundingml.store.versions import serving_version
+
+    try:
+        store = open_store(store_url or default_url((data_dir or default_data_dir()).absolute()))
+    except StoreError:
+        return {}, None  # `recording` has said so
+    with store:
+        with store.read() as session:
+            version = serving_version(session, project)
+        folder = None if version is None else Path(version.folder)
+        return KnownProjects(store).state(project).prompts, folder
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """Say what is wrong, and end."""
     typer.echo(f"groundingml: {message}", err=True)

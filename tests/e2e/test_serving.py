@@ -122,7 +122,7 @@ def test_a_backend_connected_with_the_secret_in_its_path(
 def test_the_prompt_submitted_last_comes_with_the_next_task(
     label_studio: Any, backend: Any, project: int, photos: list[Path]
 ) -> None:
-    first, second, third, cat = label_studio.upload(project, [photos[0]] * 3 + [photos[1]])
+    first, second, cat = label_studio.upload(project, [photos[0]] * 2 + [photos[1]])
     connected = label_studio.connect(project, backend.url)
     (before,) = label_studio.open_task(first)["predictions"]
     submit(label_studio, cat, "cup")
@@ -135,8 +135,16 @@ def test_the_prompt_submitted_last_comes_with_the_next_task(
 
     shown = groundingml("prompts", "--project", str(project), GROUNDINGML_DATA_DIR=str(backend.data_dir))
     assert "prompt: cup" in shown.stdout
+    reach = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token}
+    label = groundingml(
+        "label", "--project", str(project), GROUNDINGML_DATA_DIR=str(backend.data_dir), **reach
+    )
+    assert label.returncode == 0, label.stderr
+    versions = {p["task"]: p["model_version"] for p in label_studio.predictions(project)}
+    assert versions[cat] == with_prompt["model_version"], "the command asks what the server asks"
     submit(label_studio, cat, ".")
     assert remembered(backend, project, {})
+    (third,) = label_studio.upload(project, photos[:1])
     (without,) = label_studio.open_task(third)["predictions"]
     assert without["model_version"] == before["model_version"]
 
