@@ -192,6 +192,34 @@ def report(seen: Seen, seconds: float) -> dict[str, Any]:
     }
 
 
+def section(found: dict[str, Any]) -> str:
+    """The result as a part of benchmarks/README.md."""
+    rows = {
+        "requests answered": found["answered"],
+        "errors": found["errors"],
+        "`/health`, median": f"{found['health_p50_ms']} ms",
+        "`/health`, 99th percentile": f"{found['health_p99_ms']} ms",
+        "most memory, first half (after warming up)": f"{found['memory_first_half_mb']} MB",
+        "most memory, second half": f"{found['memory_second_half_mb']} MB",
+        "exit code after SIGTERM": found["exit_code_after_sigterm"],
+    }
+    return "\n".join(
+        [
+            "## The server under load",
+            "",
+            f"`benchmarks/load.py`: {found['clients']} clients for {found['seconds']:.0f} s, two of three "
+            "requests a prompt for one picture,",
+            f"one a batch of three; {found['model']}; {found['machine']}, load average "
+            f"{found['load_average_at_end']:.1f} at the end (of other work too).",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows.items()),
+            "",
+        ]
+    )
+
+
 def _percentile(seconds: list[float], percent: float) -> float | None:
     if not seconds:
         return None

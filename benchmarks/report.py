@@ -14,6 +14,7 @@ import deform_conv
 import embedded_model
 import end_to_end_tables
 import learning
+import load
 import matplotlib
 import ops
 
@@ -42,6 +43,7 @@ def main() -> None:
         "bulk.json": bulk,
         "embedded_model.json": nano,
         "learning.json": taught,
+        "load.json": load.section,
     }
     parts = [INTRODUCTION]
     for name, render in sections.items():
