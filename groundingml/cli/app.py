@@ -14,6 +14,7 @@ from groundingml.cli.doctor import doctor
 from groundingml.cli.env import env
 from groundingml.cli.evaluate import evaluate
 from groundingml.cli.export import export
+from groundingml.cli.jobs import jobs
 from groundingml.cli.label import label
 from groundingml.cli.prompts import prompts
 from groundingml.cli.runs import runs
@@ -78,5 +79,6 @@ app.command()(evaluate)
 app.command()(doctor)
 app.command()(env)
 app.add_typer(export)
+app.add_typer(jobs)
 app.add_typer(runs)
 app.add_typer(versions)

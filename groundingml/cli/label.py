@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -33,7 +33,7 @@ from groundingml.cli.options import (
 )
 from groundingml.cli.progress import LongRun
 from groundingml.cli.question import split_labels
-from groundingml.cli.stores import project_memory, recording
+from groundingml.cli.stores import recording, what_serves
 
 if TYPE_CHECKING:
     from groundingml.inference import ObjectDetector
@@ -143,15 +143,16 @@ def label(
         assert project is not None
         if labels is not None or label_config is not None or output is not None:
             _fail("--labels, --label-config and --output go with --folder; a project has its own labels", 2)
-        with recording(data_dir, store) as record:
-            prompts, version = project_memory(data_dir, store, str(project))
+        with recording(data_dir, store) as (known, record):
+            own, prompts = what_serves(known, data_dir, project)
             source = context.get_parameter_source("model")
-            is_chosen = source is not None and source.name == "COMMANDLINE"
-            if version is not None and version.is_dir() and not is_chosen:
-                model = str(version)  # as the server does
+            if source is not None and source.name == "COMMANDLINE":
+                own = None
+            if own is not None:
+                typer.echo(f"groundingml: project {project} has a version of its own: {own}", err=True)
             report = _label_project(
                 url, api_key, project, only_missing, filters or [], batch, tuple(allow_host or ()),
-                model, device, allow_cloud, prompts, record, shown,
+                own or model, device, allow_cloud, record, prompts, shown,
             )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
@@ -178,8 +179,8 @@ def _label_project(
     model: str,
     device: str,
     allow_cloud: bool,
-    prompts: dict[str, str],
     record: Callable[[Predicted], None],
+    prompts: Mapping[str, str],
     shown: Console,
 ) -> LabellingReport:
     if not url or not api_key:
@@ -190,13 +191,13 @@ def _label_project(
         )
     from groundingml.labelstudio.addresses import FetchError
     from groundingml.labelstudio.api_client import ApiError, LabelStudioApi
-    from groundingml.labelstudio.label_config import LabelConfigError, parse_label_config
+    from groundingml.labelstudio.label_config import LabelConfigError
     from groundingml.labelstudio.model_pool import ModelPool
     from groundingml.labelstudio.predictor import Predictor
-    from groundingml.labelstudio.project_labelling import ProjectLabelling, Work
+    from groundingml.labelstudio.project_labelling import ProjectLabelling
+    from groundingml.labelstudio.project_work import project_now
     from groundingml.labelstudio.settings import Settings, SettingsError
     from groundingml.labelstudio.task_filters import FilterError, parse_filter
-    from groundingml.labelstudio.versions import model_version, prompts_of
 
     stop = threading.Event()
     try:
@@ -212,11 +213,7 @@ def _label_project(
     except (FilterError, SettingsError, FetchError) as error:
         _fail(str(error), 2)
     try:
-        about = api.project(project)
-        connected = api.backends(project)
-        # The connection's options are part of what the backend is asked, and of its version.
-        extra_params = connected[-1]["extra_params"] if connected else None
-        config = parse_label_config(about["label_config"], extra_params)
+        now = project_now(api, project)
     except ApiError as error:
         missing = f"there is no project {project}, or this user may not see it"
         _fail(missing if error.status == 404 else str(error), 1)
@@ -225,9 +222,7 @@ def _label_project(
     pool = ModelPool(model, device, load_detector(model, device, shown, allow_cloud))
     predictor = Predictor(settings, pool, on_predicted=record)
     served = asyncio.run(pool.ready(0))
-    prompts = prompts_of(config, prompts)
-    version = model_version(served.digest, config, prompts)
-    work = Work(project, config, served, version, wanted, only_missing, batch, prompts)
+    work = now.work(served, filters=wanted, only_missing=only_missing, batch=batch, prompts=prompts)
     try:
         with LongRun(f"project {project}", "tasks", shown) as progress, _stopping(stop, shown):
             job = ProjectLabelling(
@@ -237,12 +232,10 @@ def _label_project(
     finally:
         predictor.close()
         api.close()
-    # A project that shows a connection by its title shows what that answers now.
-    same = {backend["title"] for backend in connected if backend.get("model_version") == version}
-    if report.labelled and about.get("model_version") not in ("", None, version, *same):
+    if report.labelled and not now.shows(work.model_version):
         typer.echo(
-            f"groundingml: to show these boxes choose the version {version} in the project's Settings, "
-            f"Annotation (it shows {about['model_version']})",
+            f"groundingml: to show these boxes choose the version {work.model_version} in the project's "
+            f"Settings, Annotation (it shows {now.about['model_version']})",
             err=True,
         )
     return report

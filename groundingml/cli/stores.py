@@ -30,10 +30,13 @@ def open_data(data_dir: Path | None, store_url: str | None) -> tuple[Path, Store
 
 
 @contextmanager
-def recording(data_dir: Path | None, store_url: str | None) -> Iterator[Callable[[Predicted], None]]:
-    """A function that has a predicted task recorded, so that corrections of it are understood.
+def recording(
+    data_dir: Path | None, store_url: str | None
+) -> Iterator[tuple[Store | None, Callable[[Predicted], None]]]:
+    """The store, and a function that has a predicted task recorded, so that corrections of it are understood.
 
-    Where the database cannot be used it says so and does nothing: predictions are worth having without.
+    Where the database cannot be used it says so, there is no store, and the function does nothing: predictions
+    are worth having without.
     """
     from groundingml.labelstudio.capture import Capture
     from groundingml.labelstudio.prediction_records import record_in
@@ -44,35 +47,40 @@ def recording(data_dir: Path | None, store_url: str | None) -> Iterator[Callable
         store = open_store(store_url or default_url((data_dir or default_data_dir()).absolute()))
     except StoreError as error:
         typer.echo(f"groundingml: {error} What is predicted is not recorded here.", err=True)
-        yield lambda predicted: None
+        yield None, lambda predicted: None
         return
     capture = Capture(store, learn_prompts)
     capture.start()
     try:
-        yield record_in(capture)
+        yield store, record_in(capture)
     finally:
         capture.close()
         store.close()
 
 
-def project_memory(
-    data_dir: Path | None, store_url: str | None, project: str
-) -> tuple[dict[str, str], Path | None]:
-    """What the server remembers of a project: its prompts by control, and the folder of the version that
-    serves it. Nothing where the database cannot be used."""
-    from groundingml.labelstudio.known_projects import KnownProjects
-    from groundingml.store import StoreError, default_data_dir, default_url, open_store
+def what_serves(
+    store: Store | None, data_dir: Path | None, project: int
+) -> tuple[str | None, dict[str, str]]:
+    """What a server with this data adds for a project: the folder of its own version, None for the base model,
+    and its remembered prompts."""
+    from groundingml.learning.versions import VersionError, open_version
+    from groundingml.store import default_data_dir
+    from groundingml.store.prompts import prompts
     from groundingml.store.versions import serving_version
 
+    if store is None:
+        return None, {}
+    with store.read() as session:
+        version = serving_version(session, str(project))
+        remembered = {prompt.control: prompt.text for prompt in prompts(session, str(project))}
+    if version is None:
+        return None, remembered
     try:
-        store = open_store(store_url or default_url((data_dir or default_data_dir()).absolute()))
-    except StoreError:
-        return {}, None  # `recording` has said so
-    with store:
-        with store.read() as session:
-            version = serving_version(session, project)
-        folder = None if version is None else Path(version.folder)
-        return KnownProjects(store).state(project).prompts, folder
+        return str(
+            open_version((data_dir or default_data_dir()).absolute() / version.folder).path
+        ), remembered
+    except VersionError as error:
+        fail(f"version {version.id}, which serves project {project}, cannot be used: {error}")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -17,7 +17,9 @@ from fastapi.responses import JSONResponse
 from groundingml.inference import ObjectDetector
 from groundingml.labelstudio.auth import Guard
 from groundingml.labelstudio.inference_queue import QueueFull
+from groundingml.labelstudio.jobs_api import jobs_router
 from groundingml.labelstudio.label_config import LabelConfigError
+from groundingml.labelstudio.labelling_jobs import LabellingJobs
 from groundingml.labelstudio.model_pool import ModelNotReady
 from groundingml.labelstudio.predict_api import predict_router
 from groundingml.labelstudio.prompts_api import prompts_router
@@ -31,7 +33,7 @@ from groundingml.labelstudio.webhooks import webhook_router
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (predict_router, prompts_router, runs_router, status_router)
+ROUTERS = (predict_router, prompts_router, jobs_router, runs_router, status_router)
 """Functions from the services to the routes of one kind."""
 RETRY_AFTER_S = 5
 
@@ -47,8 +49,12 @@ def build_app(settings: Settings, detector: ObjectDetector | None = None) -> Fas
         services.pool.start()
         services.capture.start()
         services.learning.start()
+        jobs = LabellingJobs(services)
+        services.wake_jobs = jobs.wake
+        jobs.start()
         yield
         services.stopping.set()
+        await jobs.close()
         await asyncio.to_thread(services.learning.close)
         await asyncio.to_thread(services.predictor.close)
         await asyncio.to_thread(services.capture.close)

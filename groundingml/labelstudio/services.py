@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
@@ -42,6 +43,8 @@ class Services:
     served: ServedVersions = field(default_factory=ServedVersions)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server is to end: what is begun is finished, nothing more is begun."""
+    wake_jobs: Callable[[], None] = lambda: None
+    """Has waiting labelling jobs begun at once, and not at the next look."""
 
 
 def build_services(settings: Settings, detector: ObjectDetector | None = None) -> Services:
