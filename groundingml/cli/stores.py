@@ -35,8 +35,8 @@ def recording(
 ) -> Iterator[tuple[Store | None, Callable[[Predicted], None]]]:
     """The store, and a function that has a predicted task recorded, so that corrections of it are understood.
 
-    Where the database cannot be used it says so, there is no store, and the function does nothing: predictions
-    are worth having without.
+    Where the database cannot be used it says so, there is no store, and the function does nothing:
+    predictions are worth having without.
     """
     from groundingml.labelstudio.capture import Capture
     from groundingml.labelstudio.prediction_records import record_in
@@ -61,8 +61,8 @@ def recording(
 def what_serves(
     store: Store | None, data_dir: Path | None, project: int
 ) -> tuple[str | None, dict[str, str]]:
-    """What a server with this data adds for a project: the folder of its own version, None for the base model,
-    and its remembered prompts."""
+    """What a server with this data adds for a project: the folder of its own version (None for the base
+    model), and its remembered prompts."""
     from groundingml.learning.versions import VersionError, open_version
     from groundingml.store import default_data_dir
     from groundingml.store.prompts import prompts
