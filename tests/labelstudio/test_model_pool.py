@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,11 @@ import pytest
 
 import groundingml
 from groundingml.inference import Detector
+from groundingml.labelstudio.label_config import parse_label_config
 from groundingml.labelstudio.model_pool import ModelNotReady, ModelPool, ServedModel
+from groundingml.labelstudio.predictor import Asked, Predictor
+from groundingml.labelstudio.settings import Settings
+from groundingml.labelstudio.versions import model_version
 from groundingml.models import checkpoint_digest
 
 WAIT_S = 120
@@ -115,3 +121,44 @@ def test_one_copy_for_each_device(photo_dir: Path) -> None:
     assert one.labels == other.labels
     assert one.scores.tolist() == other.scores.tolist()
     assert model.detectors[0] is not model.detectors[1]
+
+
+def test_a_request_that_runs_finishes_on_the_model_it_began_with(
+    detector: Any, version: Any, site: Any, allow: Any, config_xml: str
+) -> None:
+    """Switched in the middle of a batch: no item is lost, none is of another version than the others."""
+    pool = ModelPool("known", "cpu", detector)
+    predictor = Predictor(Settings(allow_hosts=allow), pool)
+    config = parse_label_config(config_xml)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Any) -> None:
+        held.set()
+        assert go_on.wait(WAIT_S)
+
+    detector.before = hold
+    photos = [f"{site.url}/photos/{name}.jpg" for name in ("cat", "coffee", "astronaut")]
+    tasks = [{"id": number, "data": {"image": photo}} for number, photo in enumerate(photos)]
+
+    async def predict() -> list[dict[str, Any]]:
+        model = await pool.ready(WAIT_S, "1")
+        digest = model_version(model.digest, config)
+        return await predictor.predict_tasks(
+            tasks, Asked("1", config, model, digest, time.monotonic() + WAIT_S)
+        )
+
+    async def run() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        running = asyncio.ensure_future(predict())
+        await asyncio.to_thread(held.wait, WAIT_S)
+        await asyncio.to_thread(pool.use("1", version("v1", 0.2)).result, WAIT_S)
+        go_on.set()
+        return await running, await predict()
+
+    try:
+        before, after = asyncio.run(run())
+    finally:
+        predictor.close()
+    (old,), (new,) = ({item["model_version"] for item in items} for items in (before, after))
+    assert (old.split("-")[0], new.split("-")[0]) == ("0123456789ab", pool.checkpoint_digest("1"))
+    assert all("result" in item for item in before + after)
+    assert len(detector.asked) == 3
