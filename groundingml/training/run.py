@@ -131,6 +131,7 @@ def train_from_dataset(
         asked = {name: tuple((synonyms or {}).get(name) or (name,)) for name in examples.names}
         general = _replay(replay, recipe, model, tokenizer, examples, callbacks)
         if recipe.dense is not None:
+            torch.manual_seed(recipe.seed)  # new names begin with random numbers
             model = teach_names(model, tokenizer, [text for texts in asked.values() for text in texts])
         dataset = _dataset(examples, general, model, recipe)
         config = replace(
