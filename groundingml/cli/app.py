@@ -16,6 +16,7 @@ from groundingml.cli.evaluate import evaluate
 from groundingml.cli.export import export
 from groundingml.cli.jobs import jobs
 from groundingml.cli.label import label
+from groundingml.cli.models import models
 from groundingml.cli.prompts import prompts
 from groundingml.cli.runs import runs
 from groundingml.cli.serve import serve
@@ -78,6 +79,7 @@ app.command()(prompts)
 app.command()(evaluate)
 app.command()(doctor)
 app.command()(env)
+app.add_typer(models)
 app.add_typer(export)
 app.add_typer(jobs)
 app.add_typer(runs)

@@ -84,9 +84,15 @@ def load_tokenizer(source: str | Path) -> FastTokenizer | PreTrainedTokenizerFas
         from transformers import BertTokenizerFast
 
         return BertTokenizerFast.from_pretrained(str(folder), model_max_length=BERT_POSITIONS)
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        folder = EMBEDDED / "nano"
-    return FastTokenizer(folder / "tokenizer.json", model_max_length=BERT_POSITIONS)
+    return FastTokenizer(tokenizer_file(source), model_max_length=BERT_POSITIONS)
+
+
+def tokenizer_file(source: str | Path) -> Path:
+    """The tokenizer.json of a model: that of its folder, else BERT's vocabulary shipped with the package."""
+    folder = resolve(source).folder
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        return folder / "tokenizer.json"
+    return EMBEDDED / "nano" / "tokenizer.json"
 
 
 def checkpoint_digest(source: str | Path) -> str:

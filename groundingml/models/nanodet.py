@@ -169,7 +169,7 @@ class NanoDetHead(nn.Module):
             grid_centres(x.shape[-2], x.shape[-1], s, x)
             for x, s in zip(maps, self.config.strides, strict=True)
         ]
-        strides = [c.new_full((len(c), 1), s) for c, s in zip(centres, self.config.strides, strict=True)]
+        strides = [torch.full_like(c[:, :1], s) for c, s in zip(centres, self.config.strides, strict=True)]
         return torch.cat(centres), torch.cat(strides)
 
     def boxes_xyxy(self, maps: Sequence[Tensor]) -> Tensor:
@@ -187,8 +187,9 @@ def expected_distances(logits: Tensor, bins: int) -> Tensor:
     """Logits (..., 4 * bins) -> the mean of each side's distribution, (..., 4) as left, top, right, bottom
     in strides."""
     distribution = logits.reshape(*logits.shape[:-1], 4, bins).softmax(dim=-1)
-    distances: Tensor = distribution @ torch.arange(bins, dtype=logits.dtype, device=logits.device)
-    return distances
+    # A matrix of one column and no vector, whose scaling OpenVINO would fold in wrongly.
+    values = torch.arange(bins, dtype=logits.dtype, device=logits.device).unsqueeze(-1)
+    return (distribution @ values).squeeze(-1)
 
 
 def grid_centres(height: int, width: int, stride: int, like: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def grid_centres(height: int, width: int, stride: int, like: Tensor) -> Tensor:
     of `like`."""
     x = (torch.arange(width, dtype=like.dtype, device=like.device) + 0.5) * stride
     y = (torch.arange(height, dtype=like.dtype, device=like.device) + 0.5) * stride
-    return torch.cartesian_prod(y, x).flip(-1)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
 
 
 def _flatten(x: Tensor) -> Tensor:

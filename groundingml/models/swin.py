@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from groundingml.models.drop_path import DropPath
 from groundingml.models.linear import Linear, feed_forward
+from groundingml.models.tracing import is_tracing
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ class WindowAttention(nn.Module):
             mask = bias.unsqueeze(0)
         else:
             mask = shift_mask.unsqueeze(1) + bias
-            if count > len(mask):  # the windows of several images
-                mask = mask.repeat(count // len(mask), 1, 1, 1)
+            if is_tracing() or count > mask.shape[0]:  # the windows of several images
+                mask = mask.repeat(count // mask.shape[0], 1, 1, 1)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.projection(out.transpose(1, 2).reshape(count, tokens, channels))
 

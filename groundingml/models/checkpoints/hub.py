@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import huggingface_hub
@@ -16,6 +19,7 @@ from huggingface_hub.errors import (
 from groundingml.models.checkpoints.errors import CheckpointError
 from groundingml.models.checkpoints.weights import WEIGHT_FILES, weight_files
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION = ["config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
 # Only what a model needs: repositories may hold the weights several times over. Safetensors first.
 _PATTERNS = [[*_DESCRIPTION, name, name.replace(".", "-*."), f"{name}.index.json"] for name in WEIGHT_FILES]
@@ -62,6 +66,41 @@ def _folder(hub_id: str, choices: list[list[str]]) -> Path:
     raise _not_fetched(hub_id, f"hf download {hub_id}", nothing)
 
 
+def cached_folder(hub_id: str) -> Path | None:
+    """The folder of `hub_id` in the hub's cache, if it is there and complete; the network is not asked."""
+    for patterns in _PATTERNS:
+        cached = _local_snapshot(hub_id, patterns)
+        if cached is not None and _is_complete(cached):
+            return cached
+    return None
+
+
+def cached_file(hub_id: str, file: str) -> Path | None:
+    """One file of a repository in the hub's cache, if it is there; the network is not asked."""
+    cached = _local_snapshot(hub_id, [file])
+    return cached / file if cached is not None and (cached / file).is_file() else None
+
+
+def damaged_files(files: Iterable[Path]) -> list[Path]:
+    """Files of the hub's cache whose content is not what the hub has sent.
+
+    The cache names a large file by its SHA-256, as the hub's server gave it; small ones are named otherwise
+    and are not checked.
+    """
+    damaged = []
+    for file in files:
+        blob = file.resolve()
+        if not _SHA256.fullmatch(blob.name):
+            continue
+        digest = hashlib.sha256()
+        with blob.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != blob.name:
+            damaged.append(file)
+    return damaged
+
+
 def single_file(hub_id: str, file: str) -> Path:
     """One file of a repository on the hub, from the cache or by download.
 
@@ -69,9 +108,9 @@ def single_file(hub_id: str, file: str) -> Path:
         CheckpointError: it is neither in the cache nor can it be fetched.
     """
     # snapshot_download, since hf_hub_download tries for half a minute where there is no network
-    cached = _local_snapshot(hub_id, [file])
-    if cached is not None and (cached / file).is_file():
-        return cached / file
+    cached = cached_file(hub_id, file)
+    if cached is not None:
+        return cached
     command = f"hf download {hub_id} {file}"
     try:
         folder = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[file]))

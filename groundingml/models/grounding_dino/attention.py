@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from torch.nn import functional as F
 from groundingml.models.grounding_dino.positions import SpatialShapes
 from groundingml.models.linear import Linear, feed_forward
 from groundingml.ops import ms_deform_attn_from_offsets
+
+Sampler: TypeAlias = "Callable[[Tensor, SpatialShapes, Tensor, Tensor, Tensor], Tensor]"
+"""What `ms_deform_attn_from_offsets` is; an export puts another in its place."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -46,6 +51,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
+        self.sample: Sampler = ms_deform_attn_from_offsets
         self.sampling_offsets = Linear(channels, heads * levels * points * 2)
         self.attention_weights = Linear(channels, heads * levels * points)
         self.value = Linear(channels, channels)
@@ -96,7 +102,7 @@ class DeformableAttention(nn.Module):
         value = value.unflatten(-1, (self.heads, -1))
         offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
         logits = self.attention_weights(query).unflatten(-1, (self.heads, self.levels * self.points))
-        return self.output(ms_deform_attn_from_offsets(value, shapes, reference_points, offsets, logits))
+        return self.output(self.sample(value, shapes, reference_points, offsets, logits))
 
 
 class FeedForward(nn.Module):

@@ -19,6 +19,7 @@ from groundingml.models.grounding_dino.outputs import ImageFeatures, Proposals, 
 from groundingml.models.grounding_dino.taught_head import TaughtHead
 from groundingml.models.linear import Linear
 from groundingml.models.nanodet import NanoDetConfig, NanoDetHead
+from groundingml.models.tracing import at_most, is_tracing
 
 # Finite stand-ins for "no": a logit that no sum of residuals lifts, and what a cell that is no peak loses.
 _IMPOSSIBLE = -100.0
@@ -86,7 +87,8 @@ class DenseProposals(nn.Module):
         taught = None
         if self.taught is not None:
             is_taught, name, weight = self.taught.meaning(phrases, self.names)
-            if torch.compiler.is_compiling() or bool((is_taught & is_word).any()):
+            always = torch.compiler.is_compiling() or is_tracing()
+            if always or bool((is_taught & is_word).any()):
                 taught = self._ask_taught(image, possible & is_taught.unsqueeze(1), name, weight)
             possible = possible & ~is_taught.unsqueeze(1)
         logits = self._only_peaks(logits.masked_fill(~possible, _IMPOSSIBLE), image)
@@ -154,7 +156,7 @@ def only_best_of_overlapping(scores: Tensor, boxes_xyxy: Tensor, iou: float = 0.
     Of each name the ``most`` best cells are looked at, the others are lowered too. A box that is itself
     suppressed still suppresses (the "fast" suppression of YOLACT, arXiv:1904.02689): no loop over boxes.
     """
-    best, cells = scores.transpose(1, 2).topk(min(most, scores.shape[1]), dim=2)  # (B, N, R)
+    best, cells = scores.transpose(1, 2).topk(at_most(most, scores, 1), dim=2)  # (B, N, R)
     boxes = boxes_xyxy.unsqueeze(1).expand(-1, cells.shape[1], -1, -1)
     boxes = boxes.gather(2, cells.unsqueeze(-1).expand(-1, -1, -1, 4))
     low = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])
@@ -239,10 +241,12 @@ def peaks(logits: Tensor, spatial_shapes: tuple[tuple[int, int], ...]) -> Tensor
 
     Each text token has its own peaks, so that what is found for a label does not depend on the others.
     """
-    sizes = [height * width for height, width in spatial_shapes]
     levels = []
-    for level, (height, width) in zip(torch.split(logits, sizes, dim=1), spatial_shapes, strict=True):
-        grid = level.transpose(1, 2).reshape(len(logits), -1, height, width)
+    start = 0
+    for height, width in spatial_shapes:
+        level = logits[:, start : start + height * width]
+        start += height * width
+        grid = level.transpose(1, 2).unflatten(-1, (height, width))
         highest = F.max_pool2d(grid, kernel_size=3, stride=1, padding=1)
         levels.append((grid >= highest).flatten(2).transpose(1, 2))
     return torch.cat(levels, dim=1)

@@ -42,6 +42,7 @@ from groundingml.models.grounding_dino.proposals import (
 from groundingml.models.grounding_dino.text import TextEncoder
 from groundingml.models.nanodet import NanoDet
 from groundingml.models.swin import SwinBackbone, SwinConfig
+from groundingml.models.tracing import is_tracing
 
 
 class GroundingDino(nn.Module):
@@ -121,7 +122,7 @@ class GroundingDino(nn.Module):
             # The first extra level comes from the backbone's last map, the others from the level before.
             projected.append(projection(maps[-1] if len(projected) == len(maps) else projected[-1]))
 
-        shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in projected)
+        shapes = tuple(_map_size(x) for x in projected)
         batch = maps[0].shape[0]
         masks = [self._level_mask(pixel_mask, shape, batch, maps[0].device) for shape in shapes]
         positions = [
@@ -302,9 +303,16 @@ class InputProjection(nn.Module):
         return self.norm(self.convolution(x))
 
 
+def _map_size(x: Tensor) -> tuple[int, int]:
+    """(height, width); in a trace they stay values of the graph, so that they may differ in another run."""
+    if is_tracing():
+        return x.shape[-2], x.shape[-1]
+    return int(x.shape[-2]), int(x.shape[-1])
+
+
 def _is_all_true(mask: Tensor) -> bool:
     """Whether a mask can be left out. Not asked on a GPU, where the answer would stall the queue."""
-    if mask.is_cuda or torch.compiler.is_compiling():
+    if mask.is_cuda or torch.compiler.is_compiling() or is_tracing():
         return False
     return bool(mask.all())
 

@@ -67,9 +67,12 @@ def grid_centres(spatial_shapes: SpatialShapes, valid_ratios: Tensor) -> Tensor:
     for level, (height, width) in enumerate(spatial_shapes):
         y = torch.arange(height, dtype=torch.float32, device=valid_ratios.device) + 0.5
         x = torch.arange(width, dtype=torch.float32, device=valid_ratios.device) + 0.5
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(1, height * width, 2)
-        size = torch.tensor([width, height], dtype=torch.float32, device=valid_ratios.device)
-        levels.append(grid / (valid_ratios[:, level, None, :] * size))
+        x = x / (valid_ratios[:, level, :1] * width)  # (B, width)
+        y = y / (valid_ratios[:, level, 1:] * height)
+        grid = torch.stack(
+            [x.unsqueeze(1).expand(-1, height, -1), y.unsqueeze(2).expand(-1, -1, width)], dim=-1
+        )
+        levels.append(grid.flatten(1, 2))
     return torch.cat(levels, dim=1)
 
 

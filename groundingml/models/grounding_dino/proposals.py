@@ -9,6 +9,7 @@ from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.heads import BoxHead, ClassHead
 from groundingml.models.grounding_dino.outputs import ImageFeatures, Proposals, TextFeatures
 from groundingml.models.linear import Linear
+from groundingml.models.tracing import at_most
 
 
 class TwoStageProposals(nn.Module):
@@ -71,7 +72,7 @@ def select_queries(proposals: Proposals, num_queries: int) -> Tensor:
     scores = proposals.selection_scores
     if scores is None:
         scores = proposals.logits.amax(dim=-1)
-    return scores.topk(min(num_queries, scores.shape[1]), dim=1).indices
+    return scores.topk(at_most(num_queries, scores, 1), dim=1).indices
 
 
 def selected_boxes(proposals: Proposals, indices: Tensor) -> Tensor:

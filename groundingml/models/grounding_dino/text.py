@@ -91,13 +91,14 @@ def phrase_blocks(input_ids: Tensor, delimiters: Sequence[int]) -> tuple[Tensor,
         (B, T, T) bool, True where two tokens share a block (always on the diagonal), and position ids (B, T).
     """
     length = input_ids.shape[1]
-    index = torch.arange(length, device=input_ids.device).expand_as(input_ids)
-    delimiter = torch.isin(input_ids, torch.tensor(delimiters, device=input_ids.device))
-    following = torch.where(delimiter, index, length).flip(1).cummin(1).values.flip(1)
-    previous = torch.where(delimiter, index, -1).cummax(1).values
-    previous = torch.cat([torch.full_like(previous[:, :1], -1), previous[:, :-1]], dim=1)
+    index = torch.arange(length, device=input_ids.device)
+    marks = torch.tensor(delimiters, device=input_ids.device)
+    delimiter = (input_ids.unsqueeze(-1) == marks).any(dim=-1).unsqueeze(1)  # (B, 1, T)
+    # Over all pairs of tokens, which needs no running minimum: ONNX has none.
+    following = torch.where(delimiter & (index >= index.unsqueeze(1)), index, length).amin(dim=-1)
+    previous = torch.where(delimiter & (index < index.unsqueeze(1)), index, -1).amax(dim=-1)
     in_block = (following != 0) & (following < length - 1)
     same_block = (following.unsqueeze(2) == following.unsqueeze(1)) & in_block.unsqueeze(1)
-    diagonal = torch.eye(length, dtype=torch.bool, device=input_ids.device)
+    diagonal = index.unsqueeze(0) == index.unsqueeze(1)
     position_ids = torch.where(in_block, index - previous - 1, 0)
     return same_block | diagonal, position_ids
