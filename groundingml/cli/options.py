@@ -80,3 +80,21 @@ Retention = Annotated[
         help="What a trained model must still find, in COCO format (else some everyday photos).",
     ),
 ]
+LeastGain = Annotated[
+    float,
+    typer.Option(
+        envvar="GROUNDINGML_LEAST_GAIN",
+        min=0,
+        max=1,
+        help="By so much mAP50 on held-out tasks a new version must be better to serve.",
+    ),
+]
+MostForgotten = Annotated[
+    float,
+    typer.Option(
+        envvar="GROUNDINGML_MOST_FORGOTTEN",
+        min=0,
+        max=1,
+        help="Such a share of its mAP50 on the retention set a new version may lose and still serve.",
+    ),
+]

@@ -35,6 +35,8 @@ class ProjectTraining:
     label_studio_api_key: str | None = None
     allow_hosts: tuple[str, ...] = ()
     retention: str | None = None
+    least_gain: float = 0.01
+    most_forgotten: float = 0.2
     promote: bool = True
     threads: int | None = None
     detach: bool = False
@@ -69,6 +71,8 @@ def train_project(told: ProjectTraining) -> None:
             base=told.model,
             device=told.device,
             retention=told.retention,
+            least_gain=told.least_gain,
+            most_forgotten=told.most_forgotten,
             promote=told.promote,
             threads=told.threads,
             recipe_options=told.recipe_options,

@@ -20,7 +20,9 @@ from groundingml.cli.options import (
     Device,
     LabelStudioApiKey,
     LabelStudioUrl,
+    LeastGain,
     Model,
+    MostForgotten,
     Recipe,
     Retention,
     StoreUrl,
@@ -111,6 +113,8 @@ def serve(
     ] = None,
     recipe: Recipe = "lora",
     retention: Retention = None,
+    least_gain: LeastGain = 0.01,
+    most_forgotten: MostForgotten = 0.2,
     log_format: Annotated[
         LogFormat, typer.Option(envvar="GROUNDINGML_LOG_FORMAT", help="text, or json: an object a line.")
     ] = LogFormat.TEXT,
@@ -149,6 +153,8 @@ def serve(
             train_every=train_every,
             recipe=recipe,
             retention=retention,
+            least_gain=least_gain,
+            most_forgotten=most_forgotten,
             predict_budget_s=predict_budget,
         )
     except SettingsError as error:

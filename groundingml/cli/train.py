@@ -14,7 +14,9 @@ from groundingml.cli.options import (
     Device,
     LabelStudioApiKey,
     LabelStudioUrl,
+    LeastGain,
     Model,
+    MostForgotten,
     Retention,
     StoreUrl,
 )
@@ -117,6 +119,8 @@ def train(
         bool, typer.Option("--overwrite", help="Replace a model that --output holds.")
     ] = False,
     retention: Retention = None,
+    least_gain: LeastGain = 0.01,
+    most_forgotten: MostForgotten = 0.2,
     promote: Annotated[
         bool,
         typer.Option(help="With --project: let a better version serve; else it waits as a candidate."),
@@ -187,6 +191,8 @@ def train(
                 label_studio_api_key=label_studio_api_key or None,
                 allow_hosts=tuple(allow_host or ()),
                 retention=retention,
+                least_gain=least_gain,
+                most_forgotten=most_forgotten,
                 promote=promote,
                 threads=threads,
                 detach=detach,

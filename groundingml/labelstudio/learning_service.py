@@ -81,7 +81,13 @@ class LearningService:
     def _options(self) -> RunOptions:
         settings = self._settings
         device = settings.device.split(",")[0].strip() or "auto"  # one is enough to train on
-        return RunOptions(base=settings.model, device=device, retention=settings.retention)
+        return RunOptions(
+            base=settings.model,
+            device=device,
+            retention=settings.retention,
+            least_gain=settings.least_gain,
+            most_forgotten=settings.most_forgotten,
+        )
 
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):

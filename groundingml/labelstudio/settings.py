@@ -49,6 +49,9 @@ class Settings:
     """A training run of its own accord after so many corrections of a project; None for none."""
     retention: str | None = None
     """ANNOTATIONS.json:FOLDER with what a trained version must still find; None for the package's photos."""
+    least_gain: float = 0.01
+    most_forgotten: float = 0.2
+    """When a trained version may serve; see `learning.promotion`."""
 
     load_wait_s: float = 60.0
     """How long /predict waits for a model that is still loading before it answers 503."""
