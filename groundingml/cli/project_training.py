@@ -80,7 +80,10 @@ def train_project(told: ProjectTraining) -> None:
     except (SettingsError, ValueError) as error:
         fail(str(error), 2)
     with store:
-        run, is_new = request_run(store, told.project, "command", options, told.recipe)
+        try:
+            run, is_new = request_run(store, told.project, "command", options, told.recipe)
+        except ValueError as error:
+            fail(str(error), 2)
         process = None
         if not is_owned(run, process_lives):
             process = start_train_run(run.id, data_dir, settings, told.threads or default_threads())

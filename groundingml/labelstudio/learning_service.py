@@ -23,7 +23,7 @@ from groundingml.labelstudio.model_pool import ModelPool, ServedModel
 from groundingml.labelstudio.settings import Settings
 from groundingml.labelstudio.train_run import start_train_run
 from groundingml.learning.project_run import RunOptions
-from groundingml.learning.requests import due_projects, request_run
+from groundingml.learning.requests import device_name, due_projects, request_run
 from groundingml.learning.versions import VersionError, open_version, process_lives, sweep
 from groundingml.store import Store
 from groundingml.store.runs import runs_without_owner
@@ -164,11 +164,8 @@ class LearningService:
             run = session.get(Run, run_id)
             if run is not None and not run.options:
                 options = self._options()
-                run.options, run.device, run.recipe = (
-                    dataclasses.asdict(options),
-                    options.device,
-                    self._settings.recipe,
-                )
+                run.options = dataclasses.asdict(options)
+                run.device, run.recipe = device_name(options.device), self._settings.recipe
 
 
 def announce(api: LabelStudioApi, project: int) -> None:

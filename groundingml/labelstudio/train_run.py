@@ -48,7 +48,7 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     from groundingml.store.tables import Run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for chatty in ("httpx", "httpcore", "matplotlib"):
+    for chatty in ("httpx", "httpcore", "matplotlib", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     told = json.loads(environment[SETTINGS_VARIABLE])
     data_dir = Path(told["data_dir"])

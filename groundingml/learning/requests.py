@@ -24,10 +24,25 @@ def request_run(
 
     trigger: who asked, for people: "START_TRAINING", "command", "corrections".
     """
+    device = device_name(options.device)
     with store.begin() as session:
         before = {run.id for run in unfinished_runs(session, project)}
         run = enqueue_run(session, project, trigger, dataclasses.asdict(options), recipe)
+        if run.id not in before:
+            run.device = device
         return run, run.id not in before
+
+
+def device_name(device: str) -> str:
+    """The device that a run occupies, so that "auto", "cuda" and "cuda:0" exclude each other.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    from groundingml.inference.devices import resolve_device
+
+    place = resolve_device(device)
+    return "cpu" if place.type == "cpu" else f"{place.type}:{place.index or 0}"
 
 
 def due_projects(store: Store, every: int, now: datetime.datetime | None = None) -> list[str]:

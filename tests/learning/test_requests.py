@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 
+import pytest
+
 from groundingml.learning.project_run import RunOptions
-from groundingml.learning.requests import QUIET_S, due_projects, request_run
+from groundingml.learning.requests import QUIET_S, device_name, due_projects, request_run
 from groundingml.store import Store, utc_now
 from groundingml.store.runs import end_run
 from groundingml.store.tables import Annotation, Correction, Run
@@ -57,3 +59,12 @@ def test_only_corrections_since_the_last_run_count(store: Store) -> None:
     later = utc_now() + datetime.timedelta(hours=1)
     correct(store, "1", 10, age_s=-60)
     assert due_projects(store, 10, later) == ["1"]
+
+
+def test_a_device_has_one_name(store: Store) -> None:
+    with pytest.raises(ValueError, match="unknown device"):
+        device_name("gpu 7")
+    assert device_name("cpu") == "cpu"
+    run, _ = request_run(store, "1", "command", RunOptions(device="auto"))
+    assert run.device == device_name("auto") != "auto"
+    assert run.options["device"] == "auto"
