@@ -32,6 +32,8 @@ _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "httpx", "defusedxml"),
     "train": ("faster-coco-eval",),
     "supervision": ("supervision",),
+    "cloud": ("dds-cloudapi-sdk",),
+    "onnx": ("onnx", "onnxruntime", "openvino"),
 }
 
 
@@ -71,6 +73,7 @@ def collect() -> dict[str, Any]:
         "packages": packages,
         **_torch_facts(problems),
         "embedded_model": _embedded_model(problems),
+        "models_not_ours": _models_not_ours(packages),
         "problems": problems,
     }
 
@@ -149,6 +152,17 @@ def _embedded_model(problems: list[dict[str, str]]) -> str | None:
     return f"nano, {weights.stat().st_size / 1e6:.1f} MB, {folder}"
 
 
+def _models_not_ours(packages: dict[str, str | None]) -> dict[str, str]:
+    """What `hf:` and `api:` would run. The token's value is nobody's business."""
+    sdk, token = packages["dds-cloudapi-sdk"], os.environ.get("DDS_CLOUDAPI_TOKEN")
+    allowed = os.environ.get("GROUNDINGML_ALLOW_CLOUD", "").lower() in ("1", "true", "yes", "on")
+    return {
+        "hf:": f"OWL-ViT, OWLv2, OmDet-Turbo of transformers {packages['transformers'] or '(not installed)'}",
+        "api:": f"dds-cloudapi-sdk {sdk or 'not installed'}, DDS_CLOUDAPI_TOKEN "
+        f"{'set' if token else 'not set'}, {'allowed' if allowed else 'only with --allow-cloud'}",
+    }
+
+
 def _problem(what: str, why: str, run: str) -> dict[str, str]:
     return {"what": what, "why": why, "run": run}
 
@@ -220,3 +234,5 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for device in found["devices"]:
         yield "device", f"{device['name']}: {device['about']}"
     yield "embedded model", found["embedded_model"] or "missing"
+    for prefix, about in found["models_not_ours"].items():
+        yield f"not ours, --model {prefix}", about
