@@ -17,6 +17,7 @@ import learning
 import load
 import matplotlib
 import ops
+import webhooks
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -44,6 +45,7 @@ def main() -> None:
         "embedded_model.json": nano,
         "learning.json": taught,
         "load.json": load.section,
+        "webhooks.json": webhooks.section,
     }
     parts = [INTRODUCTION]
     for name, render in sections.items():

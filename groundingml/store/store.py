@@ -39,7 +39,8 @@ class Store:
         self.engine = engine
         self._writing = engine.execution_options(**_WRITES)
         # Waiting for SQLite's own lock means to sleep and to look again; threads can do better.
-        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else None
+        self._turn = threading.Lock()
+        self._next = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -61,11 +62,19 @@ class Store:
 
     @contextlib.contextmanager
     def _taking_turns(self) -> Iterator[None]:
-        if self._turn is None:
+        if self.engine.dialect.name != "sqlite":
             yield
             return
-        if not self._turn.acquire(timeout=BUSY_TIMEOUT_S):
-            raise StoreError(f"The database {self.url} has been busy for {BUSY_TIMEOUT_S:.0f} s.")
+        # Who waits longest holds `_next`, so that a thread with one transaction after the other lets others
+        # in between.
+        busy = StoreError(f"The database {self.url} has been busy for {BUSY_TIMEOUT_S:.0f} s.")
+        if not self._next.acquire(timeout=BUSY_TIMEOUT_S):
+            raise busy
+        try:
+            if not self._turn.acquire(timeout=BUSY_TIMEOUT_S):
+                raise busy
+        finally:
+            self._next.release()
         try:
             yield
         finally:
