@@ -276,7 +276,7 @@ def section(document: dict[str, Any]) -> str:
         "## Webhooks: how long an annotator's submit is held",
         f"`benchmarks/webhooks.py`: {document['annotators']} annotators, {document['annotations']:,} "
         f"annotations of ten boxes into {document['database']}. Each is on the disk before it is answered; "
-        f"at the end all had had their effect. Each took {document['cpu_ms']:.1f} ms of the server's CPU time. "
+        f"at the end all had had their effect. Each took the server {document['cpu_ms']:.1f} ms of CPU time. "
         "Wall time in milliseconds; Label Studio gives up after 1000.",
         f"{machine['processors']} processors, load average {machine['load_average'][0]:.1f} at the end; "
         f"{document['date'][:10]}",
