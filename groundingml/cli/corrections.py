@@ -120,8 +120,10 @@ def _print_rows(rows: Sequence[Correction], limit: int, console: Console, *, wit
         f"the newest {len(newest)} of {len(rows):,} (--json prints all)" if len(newest) < len(rows) else None
     )
     table = Table(title="Corrections", caption=more)
-    for column in [*(("project",) if with_project else ()), "task", "annotation", "what", "label"]:
+    for column in [*(("project",) if with_project else ()), "task", "annotation"]:
         table.add_column(column, overflow="fold")
+    table.add_column("what", no_wrap=True)
+    table.add_column("label", overflow="fold")
     for column in ("IoU", "score", "seconds"):
         table.add_column(column, justify="right")
     for column in ("model", "when"):
