@@ -4,8 +4,10 @@ take it."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -26,12 +28,16 @@ from groundingml.inference.prompts import PromptPlan, PromptPlanner, TextChunk, 
 from groundingml.inference.scoring import Candidates, select_candidates
 from groundingml.inference.thresholds import Thresholds, read_label_thresholds
 from groundingml.inference.tiling import MOST_BOXES, Tiling, as_tiling, merge_views
+from groundingml.inference.uploads import Upload, Uploader, one_ahead
 from groundingml.models.glip import Glip, GlipConfig, GlipOutput
 
 if TYPE_CHECKING:
+    from groundingml.inference.cuda_graphs import CudaGraphs
     from groundingml.models.grounding_dino.config import GroundingDinoConfig
     from groundingml.models.grounding_dino.network import GroundingDino
     from groundingml.models.grounding_dino.outputs import GroundingDinoOutput
+
+logger = logging.getLogger(__name__)
 
 
 class Detector:
@@ -53,6 +59,9 @@ class Detector:
         checkpoint_digest: identifies the weights.
         name: what to call the detector, e.g. where its weights came from.
         label_thresholds: label name -> least score, used where a call gives none; the model's own otherwise.
+        cuda_graphs: on a GPU, replay the network from CUDA graphs where image sizes come again (see
+            `groundingml.inference.cuda_graphs`). Where that cannot be, it runs as it does without, and a
+            warning in the log says why.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class Detector:
         checkpoint_digest: str = "",
         name: str = "custom",
         label_thresholds: Mapping[str, float] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self._low_precision = resolve_precision(dtype)
@@ -79,6 +89,8 @@ class Detector:
         self._planner = PromptPlanner(tokenizer, self.config.max_text_len, self.config.delimiter_token_ids)
         self._plans: LruCache[PromptPlan] = LruCache(64)
         self._texts: LruCache[Any] = LruCache(128)
+        self._upload = Uploader(self.device)
+        self._graphs = self._make_graphs() if cuda_graphs else None
 
     @classmethod
     def from_pretrained(
@@ -89,6 +101,7 @@ class Detector:
         config: GroundingDinoConfig | GlipConfig | dict[str, Any] | None = None,
         *,
         digest: bool = True,
+        cuda_graphs: bool = False,
     ) -> Detector:
         """Load a model: "nano" (inside the package), a short name, a hub id, a folder or a file.
 
@@ -111,6 +124,7 @@ class Detector:
             checkpoint_digest=checkpoint_digest(source) if digest else "",
             name=str(source),
             label_thresholds=read_label_thresholds(model_folder(source)),
+            cuda_graphs=cuda_graphs,
         )
 
     def __repr__(self) -> str:
@@ -192,9 +206,11 @@ class Detector:
             return tiled[0] if many is None else tiled
         if many is None:
             return self._detect_in(self.encode(images), plan, thresholds, merge_iou)  # type: ignore[arg-type]
+        batches = [many[start : start + batch_size] for start in range(0, len(many), batch_size)]
+        # On a CPU a thread that prepares the next batch would only take turns with the computation.
+        prepare = map if self.device.type == "cpu" else one_ahead
         found: list[Detections] = []
-        for start in range(0, len(many), batch_size):
-            batch = [load_image(image) for image in many[start : start + batch_size]]
+        for batch in prepare(self._prepare_sources, batches):
             found += self._detect_by_size(batch, plan, thresholds, merge_iou)
         return found
 
@@ -205,7 +221,7 @@ class Detector:
             ImageError: the image cannot be read.
         """
         loaded = load_image(image)
-        return EncodedImage((loaded.height, loaded.width), self._encode([loaded]))
+        return EncodedImage((loaded.height, loaded.width), self._encode(self._pixels([loaded])))
 
     def detect_encoded(
         self,
@@ -240,8 +256,10 @@ class Detector:
         return self._plans.get(caption, lambda: plan(caption))
 
     def clear_cache(self) -> None:
-        """Forget text features, for when the weights have changed."""
+        """Forget what was made from the weights, for when they have changed."""
         self._texts.clear()
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def _thresholds(self, plan: PromptPlan, threshold: float | None) -> Tensor:
         if threshold is not None and not 0 <= threshold <= 1:
@@ -255,12 +273,12 @@ class Detector:
         return torch.tensor(values, device=self.device)
 
     def _detect_by_size(
-        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor, merge_iou: float
+        self, batch: _Batch, plan: PromptPlan, thresholds: Tensor, merge_iou: float
     ) -> list[Detections]:
-        candidates = self._candidates_by_size(images, plan, thresholds)
+        candidates = self._candidates_by_size(batch, plan, thresholds)
         return [
-            to_detections(one, (image.height, image.width), plan, self._most, merge_iou)
-            for one, image in zip(candidates, images, strict=True)
+            to_detections(one, size, plan, self._most, merge_iou)
+            for one, size in zip(candidates, batch.sizes, strict=True)
         ]
 
     def _detect_in(
@@ -280,51 +298,59 @@ class Detector:
     ) -> Detections:
         views = [(0, 0, *image.size), *tiling.tiles(*image.size)]
         if len(views) == 1:
-            return self._detect_by_size([image], plan, thresholds, merge_iou)[0]
+            return self._detect_by_size(self._prepare([image]), plan, thresholds, merge_iou)[0]
         found: list[Candidates] = []
         for start in range(0, len(views), batch_size):
             batch = [image.crop(view) for view in views[start : start + batch_size]]
-            found += self._candidates_by_size(batch, plan, thresholds)
+            found += self._candidates_by_size(self._prepare(batch), plan, thresholds)
         return to_detections(
             merge_views(views, found), (image.height, image.width), plan, MOST_BOXES, merge_iou
         )
 
-    def _candidates_by_size(
-        self, images: list[Image.Image], plan: PromptPlan, thresholds: Tensor
-    ) -> list[Candidates]:
-        """Candidates in the order of the images; only those of equal size after the resize are computed
-        together.
+    def _prepare_sources(self, images: Sequence[ImageSource]) -> _Batch:
+        return self._prepare([load_image(image) for image in images])
 
-        Padding changes what the network makes of an image (its group norms see the zeros), so an image's
+    def _prepare(self, images: Sequence[Image.Image]) -> _Batch:
+        """Pixels on their way to the device. Only images of equal size after the resize are computed together:
+        padding changes what the network makes of an image (its group norms see the zeros), so that an image's
         boxes would depend on its neighbours in the batch.
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):
             size = resized_size(image.height, image.width, *self.config.image_size)
             groups.setdefault(size, []).append(place)
+        parts = [(places, self._pixels([images[place] for place in places])) for places in groups.values()]
+        return _Batch([(image.height, image.width) for image in images], parts)
+
+    def _pixels(self, images: list[Image.Image]) -> Upload:
+        config = self.config
+        return self._upload(preprocess(images, config.image_size, config.image_mean, config.image_std))
+
+    def _candidates_by_size(self, batch: _Batch, plan: PromptPlan, thresholds: Tensor) -> list[Candidates]:
+        """Candidates in the order of the images."""
         found: dict[int, Candidates] = {}
-        for places in groups.values():
-            features = self._encode([images[place] for place in places])
-            results = self._ground(features, len(places), plan, thresholds)
+        for places, pixels in batch.parts:
+            results = self._ground(self._encode(pixels), len(places), plan, thresholds)
             found.update(zip(places, results, strict=True))
-        return [found[place] for place in range(len(images))]
+        return [found[place] for place in range(len(batch.sizes))]
 
     @torch.inference_mode()
-    def _encode(self, images: list[Image.Image]) -> Any:
+    def _encode(self, pixels: Upload) -> Any:
         """The network's features of images of one size; only `_ground` looks into them."""
-        batch = preprocess(images, self.config.image_size, self.config.image_mean, self.config.image_std)
+        pixels = pixels.wait()
+        encode = self.model.encode_image if self._graphs is None else self._graphs.encode_image
         with self._precision():
-            mask = batch.pixel_mask.to(self.device) if batch.is_padded else None
-            return self.model.encode_image(batch.pixel_values.to(self.device), mask)
+            return encode(pixels.pixel_values, pixels.pixel_mask)
 
     @torch.inference_mode()
     def _ground(self, features: Any, count: int, plan: PromptPlan, thresholds: Tensor) -> list[Candidates]:
         """What the ``count`` images of ``features`` have of what is asked."""
         found: list[list[Candidates]] = [[] for _ in range(count)]
+        ground = self.model.ground if self._graphs is None else self._graphs.ground
         with self._precision():
             for chunk in plan.chunks:
                 text = self._encode_text(chunk)
-                output = self.model.ground(features, text)  # one text serves all images
+                output = ground(features, text)  # one text serves all images
                 for row, candidates in enumerate(found):
                     candidates.append(self._select(output, row, chunk, thresholds))
         return [Candidates.concatenate(candidates) for candidates in found]
@@ -352,10 +378,27 @@ class Detector:
 
         return self._texts.get(chunk.input_ids, encode)
 
+    def _make_graphs(self) -> CudaGraphs | None:
+        from groundingml.inference.cuda_graphs import CudaGraphs
+
+        if (reason := CudaGraphs.unsupported(self.model, self.device)) is not None:
+            logger.warning("running without CUDA graphs: %s", reason)
+            return None
+        return CudaGraphs(self.model, self.device)  # type: ignore[arg-type]
+
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self._low_precision is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._low_precision)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images ready to be computed: their (height, width), and for each size after the resize which of them
+    have it and their pixels."""
+
+    sizes: list[tuple[int, int]]
+    parts: list[tuple[list[int], Upload]]
 
 
 def _check_merge_iou(merge_iou: float) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from groundingml import ops
 from groundingml.ops import reference
 
 BIG = ((10, 17), (5, 9), (3, 5), (2, 3))
@@ -267,3 +268,14 @@ def test_more_than_2_to_the_31_elements(compiled, channels):
         gradients, backward(output, compact, [height, width], *geometry, False), strict=True
     ):
         assert torch.equal(result, expected)
+
+
+def test_an_output_above_32_mib(make_inputs, compiled):
+    """So large a one asks the system for larger pages."""
+    many = 12_000
+    inputs = make_inputs(batch=1, queries=3, channels=32, heads=8)
+    value, locations, weights = inputs.tensors
+    repeated = [tensor.repeat_interleave(many, dim=1) for tensor in (locations, weights)]
+    output = ops.ms_deform_attn(value, inputs.levels, *repeated)
+    assert output.numel() * output.element_size() > 32 << 20
+    assert torch.equal(output, inputs.call().repeat_interleave(many, dim=1))

@@ -6,6 +6,7 @@
 #include "../common.h"
 #include "capability.h"
 #include "kernels.h"
+#include "large_pages.h"
 
 namespace groundingml::cpu {
 namespace {
@@ -33,7 +34,9 @@ Tensor as_dtype(const Tensor& tensor, ScalarType dtype) {
 }
 
 Tensor new_empty(const Tensor& like, const Tensor& shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape.sizes(), dtype);
+  const Tensor result = torch::stable::new_empty(like, shape.sizes(), dtype);
+  use_large_pages(result);
+  return result;
 }
 
 // A call's tensors, kept alive while `problem` points into them.
@@ -89,6 +92,7 @@ Tensor forward(const Tensor& value, const std::vector<int64_t>& spatial_shapes, 
   const Call call(value, spatial_shapes, coordinates, weights, reference);
   const Sizes& sizes = call.sizes;
   Tensor output = torch::stable::new_empty(value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
+  use_large_pages(output);
   const Kernels& kernels = kernels_for(value.scalar_type());
   void* to = output.mutable_data_ptr();
   std::atomic<bool> enough{true};

@@ -274,7 +274,9 @@ class GroundingDino(nn.Module):
             return sizes.to(maps[0].dtype)
         assert isinstance(self.backbone, NanoDet)
         height, width = self.backbone.covered_size(maps)
-        return maps[0].new_tensor([width, height]).expand(maps[0].shape[0], 2)
+        # Made on the device: a tensor of both numbers would be copied there, and stall a GPU's queue.
+        one = maps[0].new_ones(())
+        return torch.stack([one * width, one * height]).expand(maps[0].shape[0], 2)
 
     @staticmethod
     def _level_mask(
