@@ -311,9 +311,10 @@ class Detector:
         return self._prepare([load_image(image) for image in images])
 
     def _prepare(self, images: Sequence[Image.Image]) -> _Batch:
-        """Pixels on their way to the device. Only images of equal size after the resize are computed together:
-        padding changes what the network makes of an image (its group norms see the zeros), so that an image's
-        boxes would depend on its neighbours in the batch.
+        """Pixels on their way to the device.
+
+        Only images of equal size after the resize are computed together: padding changes what the network
+        makes of an image (its group norms see the zeros), so that boxes would depend on the batch.
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):

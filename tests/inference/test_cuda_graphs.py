@@ -119,9 +119,7 @@ def test_replays_equal_the_network(
 
 @torch.inference_mode()
 def test_results_own_their_memory(graphs: CudaGraphs) -> None:
-    kept = []
-    for seed in range(4):
-        kept.append(graphs.encode_image(pixels(1, seed=seed), None).tokens)
+    kept = [graphs.encode_image(pixels(1, seed=seed), None).tokens for seed in range(4)]
     again = graphs.encode_image(pixels(1, seed=1), None).tokens
     assert not torch.equal(kept[1], kept[2])
     close(kept[1], again)
