@@ -226,21 +226,25 @@ def test_autocast_keeps_geometry_in_float32(
     detector: Detector, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     """Reference points, centres and the refinement of boxes; what is 16-bit is value and features."""
-    from groundingml.models.grounding_dino import attention, decoder, heads
+    from groundingml.models.grounding_dino import decoder, heads
+    from groundingml.models.grounding_dino.attention import DeformableAttention
+    from groundingml.ops import ms_deform_attn_from_offsets
 
     seen: dict[str, set[torch.dtype]] = {"references": set(), "value": set(), "refined": set()}
-    op, inverse = attention.ms_deform_attn_from_offsets, decoder.inverse_sigmoid
+    inverse = decoder.inverse_sigmoid
 
     def sampled(value: Tensor, shapes: Any, references: Tensor, *rest: Tensor) -> Tensor:
         seen["references"].add(references.dtype)
         seen["value"].add(value.dtype)
-        return op(value, shapes, references, *rest)
+        return ms_deform_attn_from_offsets(value, shapes, references, *rest)
 
     def refined(x: Tensor, eps: float) -> Tensor:
         seen["refined"].add(x.dtype)
         return inverse(x, eps)
 
-    monkeypatch.setattr(attention, "ms_deform_attn_from_offsets", sampled)
+    for module in detector.model.modules():
+        if isinstance(module, DeformableAttention):
+            monkeypatch.setattr(module, "sample", sampled)
     monkeypatch.setattr(decoder, "inverse_sigmoid", refined)
     monkeypatch.setattr(heads, "inverse_sigmoid", refined)
     text = text_of(detector, "cat dog")
