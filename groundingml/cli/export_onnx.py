@@ -44,7 +44,7 @@ def export_onnx(
       groundingml export onnx --model grounding-dino-tiny --msda-op custom --output dino.onnx
 
     The file also holds its tokenizer and how to prepare images; examples/onnx_runtime.py goes from a photo to
-    boxes with it, without PyTorch. Needs: pip install 'groundingml[onnx]'.
+    boxes with it, without PyTorch. Needs: pip install 'groundingml\\[onnx]'.
     """
     shown = Console(stderr=True)
     if msda_op not in ("standard", "custom"):

@@ -105,11 +105,15 @@ def test_patch_merging_equals_nn_unfold():
 
 @pytest.mark.parametrize(
     ("family", "levels"),
-    [("grounding-dino", 4), ("mm-grounding-dino", 4), ("mm-grounding-dino", 5)],
+    [("grounding-dino", 4), ("mm-grounding-dino", 4), ("mm-grounding-dino", 5), ("llmdet", 4)],
 )
 def test_outputs_are_equal(tmp_path, small_model, published_sizes, mmdet_layout, batch_of, family, levels):
-    model = small_model(family, levels, **published_sizes)
-    torch.save({"meta": {"epoch": 12}, "state_dict": mmdet_layout(model)}, tmp_path / "epoch_12.pth")
+    model = small_model(family.replace("llmdet", "mm-grounding-dino"), levels, **published_sizes)
+    weights = mmdet_layout(model)
+    if family == "llmdet":  # its authors' files hold their language model too
+        weights["lmm.model.layers.0.self_attn.q_proj.weight"] = torch.zeros(4, 4)
+        weights["lmm.lm_head.weight"] = torch.zeros(8, 4)
+    torch.save({"meta": {"epoch": 12}, "state_dict": weights}, tmp_path / "epoch_12.pth")
     loaded = load_model(tmp_path / "epoch_12.pth")
     assert loaded.config == model.config
     batch = batch_of([(96, 117), (64, 70)], [[1, 2], [3]])
