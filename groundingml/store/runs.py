@@ -143,6 +143,7 @@ def renew_run(
 def end_run(session: Session, run: Run, state: str, message: str) -> None:
     """The run is over."""
     run.state, run.message, run.finished_at = state, message, utc_now()
+    run.progress = None
     run.host = run.pid = run.heartbeat_at = None
 
 
