@@ -27,7 +27,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _SIGNING = re.compile(
-    r"^x-(amz|goog|oss|cos)-|signature|^sig$|^se$|^sp$|^sv$|^skoid$|token|secret|password|credential|key",
+    r"^x-(amz|goog|oss|cos)-|signature|^sig$|token|secret|password|credential|api-?_?key|access-?_?key",
     re.IGNORECASE,
 )
 
@@ -81,11 +81,17 @@ def url_without_secrets(text: str) -> str:
         query = parse_qsl(parts.query, keep_blank_values=True)
     except ValueError:
         return text
-    open_to_all = [(name, value) for name, value in query if not _SIGNING.search(name)]
+    open_to_all = [(name, value) for name, value in query if not _opens(name, value)]
     host = parts.netloc.rpartition("@")[2]
     if host == parts.netloc and len(open_to_all) == len(query):
         return text  # to the letter
     return urlunsplit((parts.scheme, host, parts.path, urlencode(open_to_all), parts.fragment))
+
+
+def _opens(name: str, value: str) -> bool:
+    """Whether a parameter opens what the URL leads to. `key` is an API's key, or a path in a bucket."""
+    is_key = name.lower() == "key" and not any(sign in value for sign in "/.")
+    return is_key or _SIGNING.search(name) is not None
 
 
 def _chosen(value: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
