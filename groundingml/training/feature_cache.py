@@ -53,6 +53,10 @@ class CachedBackbone:
         size, maps = self._maps(index, view)
         return self.dataset.describe(index, view, size, maps=tuple(m.float() for m in maps))
 
+    def view_bytes(self) -> int:
+        """How much memory one view takes: of the first image, as it is."""
+        return sum(m.numel() * m.element_size() for m in self._compute(0, View())[1])
+
     def _view(self, index: int, rng: random.Random) -> View:
         if self.views is None:
             return self.dataset.view(index, rng)

@@ -32,6 +32,9 @@ from groundingml.training.replay import GENERAL_NAMES, own_answers, without
 from groundingml.training.teaching import can_be_taught, teach_names
 from groundingml.training.trainer import Trainer, load_weights
 
+MOST_CACHED_BYTES = 2 << 30
+"""Of backbone maps kept in memory; of more images fewer views are kept, or none."""
+
 PROVENANCE = "training.json"
 """File of a version's folder that says what it was made of."""
 
@@ -136,7 +139,7 @@ def train_from_dataset(
         dataset = _dataset(examples, general, model, recipe)
         config = replace(
             recipe.training_config(len(dataset), asked, processes.count),
-            workers=0 if recipe.cached_views else workers,
+            workers=0 if recipe.cached_views is not None else workers,
         )
 
         def evaluate(model: GroundingDino) -> Mapping[str, float]:
@@ -213,18 +216,22 @@ def _dataset(
     sides = tuple(round(model.config.image_size[0] * scale) for scale in recipe.scales)
     augmentation = replace(recipe.augmentation, shortest_sides=sides)
 
-    def prepared(annotations: Annotations) -> TrainingSet:
-        plain = ImageDataset(annotations, model.config, augmentation)
-        if recipe.cached_views is None:
-            return plain
+    parts = [ImageDataset(examples, model.config, augmentation)]
+    if general is not None and general.records and recipe.replay_share > 0:
+        parts.append(ImageDataset(general, model.config, augmentation))
+    sets: list[TrainingSet] = [*parts]
+    if recipe.cached_views is not None:
         maps_of = None
         if recipe.dense is not None and isinstance(model.backbone, NanoDet):
             maps_of = model.backbone.stage_maps
-        return CachedBackbone(plain, model, dtype=torch.float16, views=recipe.cached_views, maps_of=maps_of)
-
-    if general is None or not general.records or recipe.replay_share == 0:
-        return prepared(examples)
-    return Mixture(prepared(examples), prepared(general), recipe.replay_share)
+        cached = CachedBackbone(parts[0], model, dtype=torch.float16, maps_of=maps_of)
+        views = min(recipe.cached_views, MOST_CACHED_BYTES // (cached.view_bytes() * sum(map(len, parts))))
+        if views >= 2:  # of one view alone nothing general is learned: then the backbone runs in every step
+            sets = [
+                CachedBackbone(part, model, dtype=torch.float16, views=views, maps_of=maps_of)
+                for part in parts
+            ]
+    return sets[0] if len(sets) == 1 else Mixture(sets[0], sets[1], recipe.replay_share)
 
 
 def _write(

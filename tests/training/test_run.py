@@ -16,6 +16,7 @@ from groundingml.models.checkpoints.save import save_pretrained
 from groundingml.models.grounding_dino import GroundingDino
 from groundingml.training import (
     Annotations,
+    CachedBackbone,
     Callbacks,
     StepReport,
     TrainingResult,
@@ -150,3 +151,17 @@ def test_what_cannot_be_learned_from_is_refused(examples: Annotations, tmp_path:
         run(examples, tmp_path, steps=1, recipe="quick")
     with pytest.raises(ValueError, match="recipes have no step;"):
         run(examples, tmp_path, steps=1, options={"step": 3})
+
+
+def test_many_images_are_not_all_kept_in_memory(
+    examples: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for less than two views of each image the backbone runs in every step."""
+    monkeypatch.setattr(CachedBackbone, "sample", None)  # would be called
+    monkeypatch.setattr("groundingml.training.run.MOST_CACHED_BYTES", 1 << 20)
+    losses: list[float] = []
+    result = run(
+        examples, tmp_path / "version", steps=2, callbacks=Callbacks(on_step=lambda r: losses.append(r.loss))
+    )
+    assert result.finished
+    assert len(losses) == 2
