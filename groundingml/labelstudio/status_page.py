@@ -22,8 +22,9 @@ from groundingml.labelstudio.acceptance_plot import DayOfCorrections, acceptance
 from groundingml.labelstudio.config_options import LabelConfigError
 from groundingml.labelstudio.label_config import parse_label_config
 from groundingml.labelstudio.services import Services
+from groundingml.learning.acceptance import acceptance_over_time
 from groundingml.store import utc_now
-from groundingml.store.tables import Correction, Job, Project, Run
+from groundingml.store.tables import Job, Project, Run
 
 MOST_ROWS = 10
 MOST_DAYS = 180
@@ -151,21 +152,18 @@ def _progress(progress: Any) -> str:
 
 def _days(services: Services) -> list[DayOfCorrections]:
     since = utc_now() - datetime.timedelta(days=MOST_DAYS)
-    query = (
-        select(Correction.made_at, Correction.kind, Correction.model_version)
-        .where(Correction.made_at >= since, Correction.kind != "added")
-        .order_by(Correction.made_at)
-    )
     counts: dict[tuple[datetime.date, str], list[int]] = {}
     with services.store.read() as session:
-        for made_at, kind, version in session.execute(query):
-            checkpoint = (version or "").partition("-")[0]  # prompts change more often than models
-            count = counts.setdefault((made_at.date(), checkpoint), [0, 0])
-            count[0] += 1
-            count[1] += kind == "kept"
+        days = acceptance_over_time(session, since=since)
+    for day in days:
+        checkpoint = (day.model_version or "").partition("-")[0]  # prompts change more often than models
+        count = counts.setdefault((day.day, checkpoint), [0, 0])
+        count[0] += day.predicted
+        count[1] += day.kept
     return [
         DayOfCorrections(day, predicted, kept, version)
         for (day, version), (predicted, kept) in counts.items()
+        if predicted
     ]
 
 

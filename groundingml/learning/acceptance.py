@@ -89,15 +89,19 @@ def acceptance_by_label(rows: Iterable[Correction]) -> dict[str | None, Counts]:
     return dict(sorted(found.items(), key=lambda item: -(item[1].predicted + item[1].added)))
 
 
-def acceptance_over_time(session: Session, project: str | None = None) -> list[Acceptance]:
+def acceptance_over_time(
+    session: Session, project: str | None = None, since: datetime.datetime | None = None
+) -> list[Acceptance]:
     """By day (UTC), project and model version, the oldest first."""
     query = select(
         Correction.made_at, Correction.project, Correction.model_version, Correction.kind, Correction.iou
     )
+    if project is not None:
+        query = query.where(Correction.project == project)
+    if since is not None:
+        query = query.where(Correction.made_at >= since)
     found: dict[tuple[datetime.date, str, str | None], Acceptance] = {}
-    for made_at, of, version, kind, iou in session.execute(
-        query if project is None else query.where(Correction.project == project)
-    ):
+    for made_at, of, version, kind, iou in session.execute(query):
         key = (made_at.date(), of, version)
         one = found.setdefault(key, Acceptance(day=key[0], project=of, model_version=version))
         one.add(kind, iou)

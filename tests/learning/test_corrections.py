@@ -251,6 +251,7 @@ def test_statistics(store: Store, predict: Any, submit: Any) -> None:
         by_label = acceptance_by_label(corrections(session, "7"))
         (day,) = acceptance_over_time(session)
         assert acceptance_over_time(session, "8") == []
+        assert acceptance_over_time(session, since=NOON + datetime.timedelta(days=1)) == []
     assert list(by_label) == ["cat", "dog", "owl"]
     cat = by_label["cat"]
     assert (cat.predicted, cat.kept, cat.moved, cat.deleted, cat.added) == (3, 1, 1, 1, 0)
