@@ -77,9 +77,11 @@ $(VENV)/.with-peers: $(VENV)/.with-bench
 	@touch $@
 
 bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (BENCH_DATA=folder of photos)
-	$(BIN)/python benchmarks/ops.py
-	$(BIN)/python benchmarks/end_to_end.py
-	$(BIN)/python benchmarks/bulk.py
+	$(BIN)/python benchmarks/cores.py
+	$(BIN)/python benchmarks/ops.py --repetitions 7
+	$(BIN)/python benchmarks/end_to_end.py --repetitions 3
+	$(BIN)/python benchmarks/peers.py --repetitions 2
+	$(BIN)/python benchmarks/bulk.py --rounds 3
 	test ! -d '$(BENCH_DATA)/coco128' || $(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
 	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/learning.py --data '$(BENCH_DATA)'
 	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/webhooks.py --data '$(BENCH_DATA)'

@@ -1,6 +1,6 @@
 """Measures the whole network on a CPU against transformers', and what a user waits for around it.
 
-    python benchmarks/end_to_end.py                   everything, about half an hour on a quiet machine
+    python benchmarks/end_to_end.py                   everything, 10 to 15 minutes on a quiet machine
     python benchmarks/end_to_end.py --only start preprocessing
     python benchmarks/end_to_end.py --only network --sizes 480x640 --repetitions 3 --compile
 
@@ -20,7 +20,7 @@ start          a fresh process until the model is loaded from a safetensors file
 
 Every number is process CPU time in seconds on one thread, since machines are shared and wall time lies there;
 contestants take turns within one process. Reported: the median, lowest and highest. Wall time is kept beside
-it. ONNX Runtime and OpenVINO are not compared: transformers' model does not export to either as it is.
+it. benchmarks/peers.py compares ONNX Runtime, OpenVINO and torch.compile.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cores
 import deform_conv
 import embedded_model
 import end_to_end_tables
@@ -17,6 +18,7 @@ import learning
 import load
 import matplotlib
 import ops
+import peers
 import webhooks
 
 matplotlib.use("Agg")
@@ -41,7 +43,9 @@ def main() -> None:
         "ops.json": op,
         "deform_conv.json": deform_conv.section,
         "end_to_end.json": end_to_end,
+        "peers.json": other_runtimes,
         "bulk.json": bulk,
+        "cores.json": cores.section,
         "embedded_model.json": nano,
         "learning.json": taught,
         "load.json": load.section,
@@ -133,6 +137,45 @@ def plot_network(rows: list[Document]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
     save(figure, "end_to_end.png")
+
+
+def other_runtimes(document: Document) -> str:
+    """The network against OpenVINO, ONNX Runtime and torch.compile."""
+    rows = document["rows"]
+    sizes = [size for size in peers.SIZES if size in rows]
+    names = list(peers.PEERS.values())
+    figure, axis = pyplot.subplots(figsize=(7.5, 3))
+    for number, name in enumerate(names):
+        places, ratios = [], []
+        for index, size in enumerate(sizes):
+            if name in rows[size]["times"]:
+                places.append(index + (number - (len(names) - 1) / 2) * 0.27)
+                times = rows[size]["times"]
+                ratios.append(times[name]["cpu_s"] / times[peers.OURS]["cpu_s"])
+        bars = axis.bar(places, ratios, width=0.25, label=name)
+        axis.bar_label(bars, fmt="%.2f", fontsize=8)
+    axis.set_xticks(range(len(sizes)), sizes, fontsize=8)
+    axis.set_ylabel("times faster than the peer")
+    axis.axhline(1, color="grey", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    save(figure, "peers.png")
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    when = "; ".join(f"{size} {rows[size]['when']}, load {rows[size]['load_average']}" for size in sizes)
+    return "\n\n".join(
+        [
+            "## Against other ways to run transformers' network",
+            "`benchmarks/peers.py`, Grounding DINO tiny, batch 1, float32, one thread, process CPU time: "
+            "median (lowest to highest). The peers' export to ONNX had to be patched "
+            "(`benchmarks/peer_exports.py` says where); before anything was timed, the outputs of every peer "
+            "were compared with transformers' own, made to choose the same queries, and differ by what the "
+            "table says. torch.compile cannot say what it chose: it is compared where the choice agrees.",
+            f"{machine['processor']}, {machine['vector_units']}; {versions}; {when}",
+            "![times faster than other runtimes](results/peers.png)",
+            peers.table(document),
+        ]
+    )
 
 
 def bulk(document: Document) -> str:
