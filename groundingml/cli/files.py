@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .jp2 .avif".split()  # noqa: SIM905
@@ -36,8 +36,14 @@ def find_images(arguments: list[str]) -> list[Path]:
     return list(found.values())
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name inside a folder is an image to work on."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.stem.endswith(DRAWN)
+
+
 def _is_input(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.stem.endswith(DRAWN) and file.is_file()
+    return is_image_name(file.name) and file.is_file()
 
 
 class DrawnNames:

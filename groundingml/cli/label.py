@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from urllib.parse import quote
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from groundingml.cli.detect import load_detector, read_workers
 from groundingml.cli.files import find_images
+from groundingml.cli.label_report import print_report
 from groundingml.cli.options import (
     AllowCloud,
     AllowHosts,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from groundingml.labelstudio.predictor import Predicted
 
 _INTERRUPTED = 130  # the exit status that shells give a command ended by Ctrl-C
-_MOST_FAILURES = 20  # that are listed; --json lists all
 
 
 class Format(str, Enum):
@@ -50,6 +49,15 @@ class Format(str, Enum):
 
     LABEL_STUDIO = "label-studio"
     COCO = "coco"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+class Engine(str, Enum):
+    """Where `--folder` and `--manifest` compute."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def label(
@@ -74,8 +82,28 @@ def label(
     ] = 50,
     allow_host: AllowHosts = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", "-f", help="Label the images in this folder and below instead.")
+        str | None,
+        typer.Option(
+            "--folder", "-f", help="Label the images in this folder and below instead; s3://BUCKET/... too."
+        ),
     ] = None,
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="Label the images that this file names, a path or URL a line, instead."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="For --folder and --manifest: this machine, or a Ray cluster.")
+    ] = Engine.LOCAL,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="For --engine ray: the cluster (else one that runs here, or one made for this run).",
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="For jsonl and parquet: images in each file of the output.")
+    ] = 1000,
     labels: Annotated[
         str | None, typer.Option("--labels", "-l", help="For --folder: labels, separated by commas.")
     ] = None,
@@ -83,7 +111,8 @@ def label(
         Path | None, typer.Option(help="For --folder: a Label Studio label config (XML) instead of --labels.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="For --folder: the file to write.")
+        str | None,
+        typer.Option("--output", "-o", help="For --folder: the file to write; jsonl and parquet: a folder."),
     ] = None,
     output_format: Annotated[
         Format, typer.Option("--format", help="For --folder: what to write.")
@@ -106,7 +135,8 @@ def label(
         str,
         typer.Option(
             envvar="GROUNDINGML_WORKERS",
-            help="For --folder: processes; auto is one for each core once that pays; 1 is none but this.",
+            help="For --folder: processes; auto is one for each core once that pays; 1 is none but this. "
+            "With Ray: models in the cluster.",
         ),
     ] = "auto",
     data_dir: DataDir = None,
@@ -124,6 +154,8 @@ def label(
 
       groundingml label --folder photos/ --label-config config.xml --format coco --output coco.json
 
+      groundingml label --folder s3://bucket/photos --labels cat --engine ray --format parquet --output boxes/
+
     A project is labelled by the version that serves it, if it has one, unless --model is given here; its
     remembered prompt counts too. Tasks that already have such a prediction are left out, so a run that was
     interrupted or killed goes on when the same command is started again. Ctrl-C stores what is done first.
@@ -132,12 +164,24 @@ def label(
     shown = Console(stderr=True)
     logging.basicConfig(level=logging.ERROR, format="groundingml: %(message)s")
     logging.getLogger("groundingml.inference.cloud_detector").setLevel(logging.WARNING)
-    if (folder is None) == (project is None):
-        _fail("say what to label with one of --project and --folder", 2)
-    if folder is not None:
+    if (folder is not None) + (project is not None) + (manifest is not None) != 1:
+        _fail("say what to label with one of --project, --folder and --manifest", 2)
+    many = manifest is not None or engine is Engine.RAY or output_format in (Format.JSONL, Format.PARQUET)
+    if many or "://" in (folder or ""):
+        from groundingml.cli.label_many import Many, label_many
+
+        if project is not None:
+            _fail("--engine ray, jsonl and parquet go with --folder and --manifest", 2)
+        place = Many(
+            folder, manifest, labels, label_config, output, output_format.value, image_url_prefix, overwrite,
+            engine.value, ray_address, shard_size, workers, device, model,
+        )  # fmt: skip
+        report = label_many(place, lambda: load_detector(model, device, shown, allow_cloud), shown, _stopping)
+    elif folder is not None:
         report = _label_folder(
-            folder, labels, label_config, output, output_format, image_url_prefix, overwrite,
-            lambda: load_detector(model, device, shown, allow_cloud), shown, model, workers,
+            Path(folder), labels, label_config, Path(output) if output else None, output_format,
+            image_url_prefix, overwrite, lambda: load_detector(model, device, shown, allow_cloud), shown,
+            model, workers,
         )  # fmt: skip
     else:
         assert project is not None
@@ -157,7 +201,7 @@ def label(
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
-        _print_report(report, "task" if folder is None else "image", shown)
+        print_report(report, "image" if project is None else "task", shown)
     if report.interrupted:
         typer.echo("groundingml: interrupted; start the same command again to go on", err=True)
         raise typer.Exit(_INTERRUPTED)
@@ -282,7 +326,8 @@ def _label_folder(
         prefix = f"/data/local-files/?d={quote(name)}/"
     detector: ObjectDetector = load()
     stop = threading.Event()
-    work = FolderWork(folder, files, config, output, output_format.value, prefix)
+    kind: Literal["coco", "label-studio"] = "coco" if output_format is Format.COCO else "label-studio"
+    work = FolderWork(folder, files, config, output, kind, prefix)
     try:
         detector.plan(labels=detector_labels(query, detector.thresholds))
         with LongRun(str(folder), "images", shown) as progress, _stopping(stop, shown):
@@ -317,36 +362,6 @@ def _stopping(stop: threading.Event, shown: Console) -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _print_report(report: LabellingReport, item: str, shown: Console) -> None:
-    console = Console()
-    done = f"{report.labelled} of {report.total} {item}s labelled by version {report.model_version}"
-    if report.already:
-        done += f"; {report.already} had been labelled before"
-    console.print(done, markup=False, highlight=False, soft_wrap=True)
-    if report.labelled:
-        table = Table("label", "boxes")
-        table.columns[1].justify = "right"
-        for name, count in report.boxes.most_common():
-            table.add_row(name.replace("[", r"\["), str(count))
-        if report.without_boxes:
-            table.add_row(f"({item}s without boxes)", str(report.without_boxes), style="dim")
-        console.print(table)
-        slowest = ", ".join(f"{name} {seconds:.2f} s" for seconds, name in report.slowest)
-        console.print(f"Slowest: {slowest}", markup=False, highlight=False, soft_wrap=True)
-    for name, reason in report.failed[:_MOST_FAILURES]:
-        shown.print(
-            f"groundingml: {name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-    if len(report.failed) > _MOST_FAILURES:
-        typer.echo(
-            f"groundingml: ... and {len(report.failed) - _MOST_FAILURES} more; --json lists all", err=True
-        )
-    if report.failed:
-        typer.echo(f"groundingml: {len(report.failed)} {item}s failed", err=True)
-    if report.left:
-        typer.echo(f"groundingml: {report.left} {item}s are left", err=True)
 
 
 def _read(file: Path) -> str:

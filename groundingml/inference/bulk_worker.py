@@ -22,6 +22,7 @@ from PIL import Image
 
 from groundingml.inference.detections import Detections
 from groundingml.inference.images import ImageError, ImageSource, load_image
+from groundingml.inference.listings import ListingError, is_url, read_remote
 from groundingml.inference.loading import load_detector
 from groundingml.inference.object_detector import ObjectDetector, RunStopped
 from groundingml.memory import keep_freed_memory
@@ -65,15 +66,17 @@ class ReadImage(NamedTuple):
 
 
 def read_image(number: int, source: ImageSource) -> ReadImage:
-    """Decode one image; what is wrong with it is part of the answer."""
+    """Decode one image, fetched first from an fsspec URL; what is wrong with it is part of the answer."""
     started = time.perf_counter()
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
     image: Image.Image | ImageError
     try:
-        image = load_image(source)
+        if isinstance(source, str) and is_url(source):
+            source = read_remote(source)
+        image = load_image(source, name)
     except ImageError as error:
         image = error
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, ListingError) as error:
         image = ImageError(name, f"{type(error).__name__}: {error}")
     return ReadImage(number, name, image, time.perf_counter() - started)
 

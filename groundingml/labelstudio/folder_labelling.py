@@ -130,7 +130,7 @@ def label_folder(
                 if isinstance(result, ImageError):
                     report.fail(name, result.reason)
                 else:
-                    done[name] = _found(result)
+                    done[name] = found_in(result)
                     _append(journal, {"file": name, "of": stamps.pop(name, None), **done[name]})
                     report.add(name, result.labels, seconds)
                 on_image()
@@ -139,17 +139,30 @@ def label_folder(
     report.interrupted = report.left > 0 and report.stopped is None
     if report.left == 0:
         finished = {name: done[name] for name in names if name in done}
-        content = (
-            _coco(finished, query)
-            if work.format == "coco"
-            else _import_file(finished, query, version, detector.thresholds, work.url_prefix)
-        )
-        _write(work.output, json.dumps(content, ensure_ascii=False, indent=1))
+        write_results(work, finished, version, detector.thresholds)
         work.journal.unlink(missing_ok=True)
     return report
 
 
-def _found(detections: Detections) -> dict[str, Any]:
+def write_results(
+    work: FolderWork, done: dict[str, dict[str, Any]], version: str, thresholds: Thresholds
+) -> None:
+    """Write what was found (see ``found_in``), by the image's name, in the format that ``work`` asks for.
+
+    Raises:
+        OSError: it cannot be written; then nothing is.
+    """
+    query = query_of(work.config)
+    content = (
+        _coco(done, query)
+        if work.format == "coco"
+        else _import_file(done, query, version, thresholds, work.url_prefix)
+    )
+    _write(work.output, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def found_in(detections: Detections) -> dict[str, Any]:
+    """Plain values: size, boxes in pixels, scores and labels."""
     height, width = detections.image_size
     return {
         "width": int(width),
@@ -208,7 +221,8 @@ def _import_file(
     """Tasks with predictions, as Label Studio imports them."""
     return [
         {
-            "data": {query.image.key: url_prefix + quote(name)},
+            # Images of a bucket have a URL already, which Label Studio reads through its cloud storage.
+            "data": {query.image.key: name if "://" in name else url_prefix + quote(name)},
             "predictions": [
                 prediction(
                     regions_from_detections(_detections(found), query, thresholds),

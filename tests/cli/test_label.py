@@ -60,7 +60,7 @@ def test_a_folder_becomes_tasks(label: Run, photos: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "one of --project and --folder"),
+        ([], "one of --project, --folder and --manifest"),
         (["--project", "7"], "access token"),
         (["--project", "7", "--labels", "cat"], "go with --folder"),
         (
