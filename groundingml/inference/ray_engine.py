@@ -130,5 +130,5 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise RayMissing(f"--engine ray needs Ray: pip install 'groundingml[ray]' ({error})") from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
