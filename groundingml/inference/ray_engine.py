@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
+import socket
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ WINDOW = 200_000
 """Images handed to Ray at once. A list of millions is never in memory as a whole."""
 BLOCK = 16
 """Images an actor takes at a time, and loses at most when it dies."""
+
+
+_CONNECT_S = 10.0
 
 
 class RayMissing(RuntimeError):
@@ -80,6 +84,7 @@ def detect_many_on_ray(
         from ray.exceptions import RayError
 
         try:
+            _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (RayError, OSError, RuntimeError, ValueError) as error:
             raise RayMissing(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}") from error
@@ -122,6 +127,13 @@ def _window(
             yield pickle.loads(row["result"])
     except RayError as error:
         raise RunStopped(f"the Ray cluster stopped: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _reach(address: str | None) -> None:
+    """Ray itself waits minutes for a cluster that is not there."""
+    host, _, port = (address or "").rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
 
 
 def _ray() -> Any:
