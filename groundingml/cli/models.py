@@ -34,14 +34,19 @@ models = typer.Typer(
 )
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
 @models.callback(invoke_without_command=True)
-def list_models(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-) -> None:
+def list_by_default(context: typer.Context, as_json: AsJson = False) -> None:
+    """List all models, unless a command is named."""
+    if context.invoked_subcommand is None:
+        list_models(as_json)
+
+
+@models.command("list")
+def list_models(as_json: AsJson = False) -> None:
     """List all models: family, size, licence, where they run, and whether they are downloaded."""
-    if context.invoked_subcommand is not None:
-        return
     from groundingml.models.catalog import CATALOG
 
     rows = [_facts(entry) for entry in CATALOG]

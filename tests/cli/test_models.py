@@ -228,6 +228,7 @@ def test_every_short_name_is_listed() -> None:
 def test_the_list(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0
+    assert CliRunner().invoke(app, ["models", "list"]).stdout == result.stdout
     for words in ("llmdet-large", "in the package", "OWLv2 (not ours)", "vendor's server", "Apache-2.0"):
         assert words in result.stdout
 
