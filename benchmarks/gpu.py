@@ -1,15 +1,17 @@
 """Builds, tests and measures the CUDA kernels on a GPU machine without network; benchmarks/gpu.sh starts it.
 
-    python benchmarks/gpu.py                       every step, about 20 minutes
-    python benchmarks/gpu.py --quick               fewer sizes and samples, about 8 minutes
+    python benchmarks/gpu.py                       every step, 10 minutes at most (--minutes says how many)
+    python benchmarks/gpu.py --quick               fewer sizes and samples
     python benchmarks/gpu.py --steps build op      some steps
     python benchmarks/gpu.py --dry-run             without a GPU: what would run, and whether all compiles
 
 Steps: `build` installs this tree by pip into build/gpu/site (the environment itself is left alone), `test`
 runs the tests marked gpu, `sanitize` some of them under compute-sanitizer, `op` and `model` measure
 (gpu_op.py, gpu_model.py), `report` writes benchmarks/results/gpu.md from the JSON files beside it. A failed
-step is reported and the next one still runs; the exit code is then 1. Needs PyTorch with CUDA, nvcc, pytest,
-ninja and pybind11; transformers for `model`.
+step is reported and the next one still runs; the exit code is then 1. Each step has its share of the time
+and is ended when that is up; what was measured until then is in the report. Needs PyTorch with CUDA, nvcc,
+pytest, ninja and pybind11; transformers for `model`. Wheels in build/gpu/wheels (deformops) are installed for
+the measurements.
 
 To try the kernels' two knobs (geometry.cuh, forward.cuh): rm -rf build/native, then
     NVCC_APPEND_FLAGS=-DGML_TILED_QUERIES=0 python benchmarks/gpu.py --steps build op --results elsewhere
@@ -26,11 +28,12 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,11 @@ from gpu_baseline.original import build as build_baseline
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build" / "gpu" / "site"
-STEPS = ("build", "test", "sanitize", "op", "model", "report")
+WHEELS = ROOT / "build" / "gpu" / "wheels"
+STEPS = ("build", "test", "op", "model", "sanitize", "report")
+SHARES = {"build": 0.35, "test": 0.25, "op": 0.2, "model": 0.35, "sanitize": 0.15, "report": 0.1}
+"""Of the whole time, at most; steps that end early leave theirs to the later ones. In order of worth."""
+TIMED_OUT = 124
 SANITIZED = "(test_output_and_gradients and (decoder or channels) and float32) or not_numbers"
 
 
@@ -50,13 +57,34 @@ class Run:
     quick: bool
     dry_run: bool
     arch: str  # of the GPU, such as "90"
+    seconds: float = 570.0  # for all steps together
+    started: float = field(default_factory=time.monotonic)
+    step_ends: float = float("inf")
+
+    def begin(self, step: str) -> float:
+        """Seconds that a step may take: its share of the whole, and no more than is left."""
+        now = time.monotonic()
+        allowed = max(5.0, min(SHARES[step] * self.seconds, self.started + self.seconds - now))
+        self.step_ends = now + allowed
+        return allowed
 
     def command(self, command: list[str | Path], **environment: str) -> int:
         words = [str(word) for word in command]
         print("$", shlex.join([*(f"{k}={v}" for k, v in environment.items()), *words]), flush=True)
         if self.dry_run:
             return 0
-        return subprocess.run(words, cwd=ROOT, env={**os.environ, **environment}, check=False).returncode
+        left = None if self.step_ends == float("inf") else max(1.0, self.step_ends - time.monotonic())
+        # In a group of its own, so that what it has started ends with it.
+        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **environment}, start_new_session=True)
+        try:
+            return process.wait(left)
+        except subprocess.TimeoutExpired:
+            print("out of time", flush=True)
+            return TIMED_OUT
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def python(self, *arguments: str | Path, before: tuple[str, ...] = (), **environment: str) -> int:
         """Runs Python with the freshly built package on its path, and not the folder we stand in."""
@@ -67,7 +95,10 @@ class Run:
 
     def measure(self, name: str) -> int:
         quick = ["--quick"] if self.quick else []
-        return self.python(f"benchmarks/{name}.py", "--out", self.results / f"{name}.json", *quick)
+        # It is asked to end by itself in time for the last thing it has begun.
+        left = min(600.0, 0.8 * (self.step_ends - time.monotonic()))
+        out = self.results / f"{name}.json"
+        return self.python(f"benchmarks/{name}.py", "--out", out, "--seconds", f"{left:.0f}", *quick)
 
 
 def build(run: Run) -> int:
@@ -85,13 +116,16 @@ def build(run: Run) -> int:
     ]
     command = [*pip, "--upgrade", "--target", SITE, ROOT]
     code = run.command(command, GROUNDINGML_CUDA_ARCHS=archs)
+    if wheels := sorted(WHEELS.glob("*.whl")):
+        run.command([*pip, "--upgrade", "--target", SITE, *wheels])  # without them, they are left out
     check = "import sys; from groundingml import ops; s = ops.status(); print(s); sys.exit(not s.cuda_archs)"
     return code or run.python("-c", check)
 
 
 def test(run: Run) -> int:
     marked = "gpu and not slow" if run.quick else "gpu"
-    folders = [folder for folder in ("tests/cuda", "tests/ops") if (ROOT / folder).is_dir()]
+    named = ("tests/cuda", "tests/ops", "tests/inference")
+    folders = [folder for folder in named if (ROOT / folder).is_dir()]
     return run.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, *folders)
 
 
@@ -202,16 +236,25 @@ def render_model(results: dict[str, Any]) -> list[str]:
     difference = ", ".join(f"{name} {value:.1e}" for name, value in results["difference"].items())
     lines = ["## Grounding DINO tiny at 800x1333, pixels to boxes", ""]
     lines += [f"Largest differences from transformers in float32, top-k injected: {difference}.", ""]
-    lines += ["| batch | dtype | | ms | ms an image | peak GiB |", "|---|---|---|---|---|---|"]
+    lowest = {(floor["batch"], floor["dtype"]): floor for floor in results.get("floors", [])}
+    lines += [
+        "| batch | dtype | | ms | ms an image | x the floor of products | of bytes | peak GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in results["rows"]:
         head = f"| {row['batch']} | {row['dtype']} | {row['contestant']} "
         if "left_out" in row:
-            lines.append(f"{head}| left out: {row['left_out']} | | |")
+            lines.append(f"{head}| left out: {row['left_out']} | | | | |")
             continue
-        time_of_one = f"{row['ms'] / row['batch']:.1f}"
-        lines.append(
-            f"{head}| {row['ms']:.1f} ± {row['spread_ms']:.1f} | {time_of_one} | {row['peak_gib']:.1f} |"
+        floor = lowest.get((row["batch"], row["dtype"]), {})
+        over = (f"{row['ms'] / floor[k]:.1f}" if k in floor else "" for k in ("products_ms", "bytes_ms"))
+        cells_of_row = (
+            f"{row['ms']:.1f} ± {row['spread_ms']:.1f}",
+            f"{row['ms'] / row['batch']:.1f}",
+            *over,
+            f"{row['peak_gib']:.1f}",
         )
+        lines.append(f"{head}| {' | '.join(cells_of_row)} |")
     return [*lines, ""]
 
 
@@ -239,6 +282,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all steps together (default: 9.5)")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and samples, no slow tests")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the commands and check that all compiles"
@@ -260,20 +304,20 @@ def main() -> int:
         return 2
     results = options.results.resolve()
     results.mkdir(parents=True, exist_ok=True)
-    run = Run(results, options.quick, options.dry_run, arch or "90")
+    run = Run(results, options.quick, options.dry_run, arch or "90", 60 * options.minutes)
     steps: dict[str, Callable[[], int]] = {
         "build": lambda: build(run),
         "test": lambda: test(run),
-        "sanitize": lambda: sanitize(run),
         "op": lambda: run.measure("gpu_op"),
         "model": lambda: run.measure("gpu_model"),
+        "sanitize": lambda: sanitize(run),
         "report": lambda: report(run),
     }
     codes = {}
     for name in STEPS:
         if name not in options.steps:
             continue
-        print(f"\n== {name}", flush=True)
+        print(f"\n== {name}, {run.begin(name):.0f} s at most", flush=True)
         started = time.monotonic()
         codes[name] = steps[name]()
         outcome = "done" if codes[name] == 0 else f"FAILED ({codes[name]})"

@@ -26,6 +26,7 @@ import argparse
 import functools
 import importlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="batch 1, few samples")
+    parser.add_argument("--seconds", type=float, default=600, help="begin nothing new after so long")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu_op.py needs a GPU: torch.cuda.is_available() is false")
@@ -281,16 +283,19 @@ def main() -> None:
     original = Original(build(options.out.parent / "gpu_baseline", arch), LEVELS)
     bandwidth, clock = copy_bandwidth(), sm_clock_hz()
     rows, lowest = [], []
-    for shape in ("encoder", "decoder"):
-        for batch in (1,) if options.quick else (1, 4):
-            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    ceilings = {"copy_bytes_per_second": bandwidth, "sm_clock_hz": clock}
+    ends = time.monotonic() + options.seconds
+    for batch in (1,) if options.quick else (1, 4):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for shape in ("encoder", "decoder"):
+                if time.monotonic() > ends:
+                    print(f"out of time before {shape}, batch {batch}, {dtype}", flush=True)
+                    continue
                 lowest.append(floors(shape, batch, dtype, bandwidth, clock))
                 rows += measure(shape, batch, dtype, 10 if options.quick else 30, original)
                 torch.cuda.empty_cache()
-    ceilings = {"copy_bytes_per_second": bandwidth, "sm_clock_hz": clock}
-    options.out.write_text(
-        json.dumps({"ceilings": ceilings, "floors": lowest, "rows": rows}, indent=1) + "\n"
-    )
+                document = {"ceilings": ceilings, "floors": lowest, "rows": rows}
+                options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -152,13 +152,13 @@ def other_runtimes(document: Document) -> str:
                 places.append(index + (number - (len(names) - 1) / 2) * 0.27)
                 times = rows[size]["times"]
                 ratios.append(times[name]["cpu_s"] / times[peers.OURS]["cpu_s"])
-        bars = axis.bar(places, ratios, width=0.25, label=name)
+        bars = axis.bar(places, ratios, width=0.25, label=name, color=f"C{number}")
         axis.bar_label(bars, fmt="%.2f", fontsize=8)
     axis.set_xticks(range(len(sizes)), sizes, fontsize=8)
     axis.set_ylabel("times faster than the peer")
     axis.axhline(1, color="grey", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, "peers.png")
     machine = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -48,16 +50,17 @@ def test_report(load) -> None:
         {"batch": 4, "dtype": "float32", "contestant": "ours"} | timed,
         {"batch": 4, "dtype": "float32", "contestant": "ours compiled", "left_out": "a graph break"},
     ]
-    model = {"difference": {"logits": 7e-5, "boxes": 1e-6}, "rows": model_rows}
+    lowest = [{"batch": 4, "dtype": "float32", "gflop": 3300.0, "products_ms": 40.0, "bytes_ms": 0.5}]
+    model = {"difference": {"logits": 7e-5, "boxes": 1e-6}, "rows": model_rows, "floors": lowest}
     text = gpu.render({"gpu_op": op, "gpu_model": model}, {"GPU": "a GPU"})
     assert "- GPU: a GPU" in text
     assert "Floors of the forward (us): bytes 15.0, issue 38.9" in text
     assert "| ours | 61.2 ± 0.5 | 55.0 ± 0.2 | 1.2e-03 | 61.2 ± 0.5 | 55.0 ± 0.2 |" in text
     assert "| deformops cuda | left out: no kernels" in text
-    assert "| 4 | float32 | ours | 80.0 ± 1.0 | 20.0 | 2.5 |" in text
+    assert "| 4 | float32 | ours | 80.0 ± 1.0 | 20.0 | 2.0 | 160.0 | 2.5 |" in text
     assert "left out: a graph break" in text
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {7}
+    tables = [block.split("\n") for block in text.split("\n\n") if block.startswith("|")]
+    assert [{line.count("|") for line in table if line} for table in tables] == [{7}, {9}]
 
 
 def test_options(load) -> None:
@@ -79,8 +82,22 @@ def test_dry_run_prints_commands_and_starts_nothing(
     printed = capsys.readouterr().out
     for part in ("GROUNDINGML_CUDA_ARCHS=9.0", "--no-build-isolation", "compute-sanitizer", "not slow"):
         assert part in printed
-    assert "gpu_op.json --quick" in printed
+    assert re.search(r"gpu_op.json --seconds \d+ --quick", printed)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_takes_too_long_is_ended(load, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With all that it has started; the next step has its own time."""
+    gpu: ModuleType = load("gpu")
+    run = gpu.Run(tmp_path, quick=True, dry_run=False, arch="90", seconds=100.0)
+    assert run.begin("op") == pytest.approx(100 * gpu.SHARES["op"], abs=1)
+    run.step_ends = time.monotonic() + 0.2
+    late = tmp_path / "late"
+    assert run.command(["bash", "-c", f"(sleep 3; touch {late}) & wait"]) == gpu.TIMED_OUT
+    assert "out of time" in capfd.readouterr().out
+    assert run.begin("test") > 1
+    assert run.command(["sleep", "4"]) == 0
+    assert not late.exists()
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
