@@ -26,7 +26,7 @@ LOOK_EVERY_S = 1.0
 WAIT_AFTER_TROUBLE_S = 5.0
 MOST_WAITING = 20_000
 """Predictions that may wait to be written."""
-_AT_ONCE = 50
+_AT_ONCE = 10
 _HOUR_S = 3600.0
 
 

@@ -20,6 +20,8 @@ ANNOTATION_FIELDS = (
 )  # fmt: skip
 _LISTS = {"annotation": ANNOTATION_FIELDS, "annotations": ANNOTATION_FIELDS, "task": TASK_FIELDS}
 _LISTS["tasks"] = TASK_FIELDS
+MOST_TOGETHER = 20
+"""Annotations or tasks of one event."""
 _MOST_DEEP = 40
 
 _SECRET_NAME = re.compile(
@@ -54,6 +56,32 @@ def payload_of(body: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Mapping):
             kept[name] = _chosen(value, fields)
     return kept
+
+
+def parts_of(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    """A payload about many annotations or tasks as several about a few each, in the same order.
+
+    "Create annotations from predictions" tells of a whole project at once, and nobody else can write while
+    an event is processed.
+    """
+    name = next(
+        (name for name in ("annotation", "annotations", "tasks") if _is_long(payload.get(name))), None
+    )
+    if name is None:
+        return [payload]
+    parts = []
+    for start in range(0, len(payload[name]), MOST_TOGETHER):
+        some = payload[name][start : start + MOST_TOGETHER]
+        part = {**payload, name: some}
+        if isinstance(payload.get("task"), list):
+            wanted = {one.get("task") for one in some}
+            part["task"] = [task for task in payload["task"] if task.get("id") in wanted]
+        parts.append(part)
+    return parts
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > MOST_TOGETHER
 
 
 def without_secrets(value: Any, depth: int = 0) -> Any:

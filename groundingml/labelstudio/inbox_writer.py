@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from groundingml.labelstudio.event_payload import payload_of, project_of
+from groundingml.labelstudio.event_payload import parts_of, payload_of, project_of
 from groundingml.store import Store, StoreError
 from groundingml.store.inbox import add_event
 
@@ -100,7 +100,8 @@ class InboxWriter:
         try:
             with self._store.begin() as session:
                 for (project, action, payload), _ in events:
-                    add_event(session, project, action, payload)
+                    for part in parts_of(payload):
+                        add_event(session, project, action, part)
         except (SQLAlchemyError, StoreError) as error:
             reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
             if not self._is_broken:

@@ -7,7 +7,7 @@ stopped or the disk is full. Only what differs is written; it may run while webh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ from groundingml.store.tables import Annotation, Project
 
 PAGE = 100
 """Tasks asked for by one request."""
+TOGETHER = 10
+"""Tasks compared in one transaction: webhooks wait as long as it lasts."""
 _OUR_VERSION = re.compile(r".+-[0-9a-f]{12}")
 
 
@@ -141,11 +143,12 @@ class _Walk:
         self.seen: set[str] = set()
         self.tasks: set[str] = set()
 
-    def compare(self, tasks: Iterable[Mapping[str, Any]]) -> None:
-        with self._store.begin() as session:
-            lock_annotations(session)
-            for task in tasks:
-                self._compare(session, without_secrets(task))
+    def compare(self, tasks: Sequence[Mapping[str, Any]]) -> None:
+        for start in range(0, len(tasks), TOGETHER):
+            with self._store.begin() as session:
+                lock_annotations(session)
+                for task in tasks[start : start + TOGETHER]:
+                    self._compare(session, without_secrets(task))
 
     def _compare(self, session: Session, task: Mapping[str, Any]) -> None:
         project, task_id, now = self._report.project, str(task["id"]), utc_now()

@@ -141,6 +141,24 @@ def test_repeats_and_the_wrong_order_change_nothing(
         assert sorted(row.region_id for row in session.scalars(select(Correction))) == ["r1", "r3"]
 
 
+def test_a_whole_project_in_one_event(
+    store: Store, serve_capture: Serve, event: Any, settle: Callable[[Store], int]
+) -> None:
+    """It is kept at once, and processed in parts."""
+    client, _ = serve_capture(store)
+    all_of_them = [event("ANNOTATIONS_CREATED", number) for number in range(1, 46)]
+    body = {**all_of_them[0], "annotation": [one["annotation"] for one in all_of_them]}
+    post(client, {**body, "task": [one["task"] for one in all_of_them]})
+    assert settle(store) == 3
+    assert len(states(store)) == 45
+    with store.read() as session:
+        assert session.get_one(Task, ("7", "45")).images == {"image": "/data/upload/7/45.jpg"}
+    deleted = [{"id": number} for number in range(1, 46)]
+    post(client, {"action": "ANNOTATIONS_DELETED", "project": {"id": 7}, "annotations": deleted})
+    assert settle(store) == 6
+    assert set(states(store).values()) == {"deleted"}
+
+
 def test_tasks_and_projects_that_are_deleted(
     store: Store, serve_capture: Serve, event: Any, settle: Callable[[Store], int]
 ) -> None:
