@@ -85,6 +85,7 @@ bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (
 	test ! -d '$(BENCH_DATA)/coco128' || $(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
 	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/learning.py --data '$(BENCH_DATA)'
 	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/webhooks.py --data '$(BENCH_DATA)'
+	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/report.py
 
 wheel: $(INSTALLED)  ## build dist/groundingml-*.whl
