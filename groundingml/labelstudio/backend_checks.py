@@ -20,6 +20,7 @@ _TRIAL_CONFIG = (
     '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
     '<Label value="Cat"/></RectangleLabels></View>'
 )
+_RECONNECT = "groundingml connect --project NUMBER --backend-url URL puts it right, or Settings, Webhooks"
 _WEBHOOK_LIMIT_S = 1.0  # Label Studio gives up then, and does not try again
 
 
@@ -51,7 +52,8 @@ class BackendChecks:
             return (
                 "skip" if self._project is None else "warn",
                 "no model is connected to the project" if self._project else "no backend is given",
-                "connect it under Settings, Model; with --backend-url URL it is tried whether that can work",
+                "connect it with groundingml connect --project NUMBER --backend-url URL, or under Settings, "
+                "Model; doctor --backend-url URL tries whether that can work",
             )
         backend = self._known = backends[-1]
         self._hooks = self._hooks_of(self._project, backend["url"])
@@ -71,18 +73,18 @@ class BackendChecks:
                 "fail",
                 f"there is no webhook for {url}: corrections never arrive (Label Studio refused it when the "
                 "model was connected, or it was removed)",
-                f"remove the model and {ALLOW_PRIVATE}",
+                f"{ALLOW_PRIVATE} (groundingml connect adds the webhook)",
             )
         hook = self._hooks[-1]
         if not hook["is_active"]:
-            return "fail", "the webhook is switched off", "switch it on under Settings, Webhooks"
+            return "fail", "the webhook is switched off", _RECONNECT
         if not hook["send_payload"]:
-            return "fail", "the webhook carries no payload", 'tick "Send payload" under Settings, Webhooks'
+            return "fail", "the webhook carries no payload", _RECONNECT
         needed = {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"}
         absent = needed - set(hook["actions"])
         if not hook["send_for_all_actions"] and absent:
             message = f"the webhook leaves out {', '.join(sorted(absent))}"
-            return "warn", message, 'tick "Send for all actions" under Settings, Webhooks'
+            return "warn", message, _RECONNECT
         return "ok", f"{hook['url']} is told of all corrections", ""
 
     def delivery(self) -> Result:
@@ -144,7 +146,7 @@ class BackendChecks:
         return (
             "warn",
             f"Label Studio can connect {self._url} (tried and removed), but the project does not have it",
-            "connect it: project, Settings, Model, Connect Model",
+            f"connect it with groundingml connect --project NUMBER --backend-url {bare_url(self._url)}",
         )
 
     def _hooks_of(self, project: int | None, backend_url: str) -> list[dict[str, Any]]:
