@@ -60,7 +60,7 @@ def postgresql_server() -> Iterator[str]:
 @pytest.fixture
 def postgresql_url(postgresql_server: str) -> str:
     """An empty database of that PostgreSQL."""
-    return _postgresql_module().new_database(postgresql_server)
+    return _postgresql_module().empty_database(postgresql_server)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
