@@ -21,7 +21,7 @@ TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(TORCH_ID)
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: serve demo test e2e proof lint format bench check-cuda wheel clean help
+.PHONY: serve demo test e2e ray proof lint format bench check-cuda wheel clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +54,9 @@ test: $(VENV)/.with-test  ## run the tests (TESTS='tests/ops -k grad' for some)
 e2e: $(VENV)/.with-test  ## run the tests against a real Label Studio, in its own environment
 	$(BIN)/python tests/e2e/label_studio_env.py
 	$(BIN)/python -m pytest -m 'e2e and not proof' $(TESTS)
+
+ray: $(VENV)/.with-test $(VENV)/.with-ray  ## run the tests of labelling on a Ray cluster (a local one)
+	$(BIN)/python -m pytest tests/inference/test_ray_engine.py
 
 proof: $(VENV)/.with-test  ## prove that corrections teach: minutes of real training (GROUNDINGML_TEST_DATA)
 	$(BIN)/python tests/e2e/label_studio_env.py
