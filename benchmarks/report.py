@@ -12,6 +12,7 @@ from typing import Any
 
 import cores
 import deform_conv
+import edge
 import embedded_model
 import end_to_end_tables
 import learning
@@ -44,6 +45,7 @@ def main() -> None:
         "deform_conv.json": deform_conv.section,
         "end_to_end.json": end_to_end,
         "peers.json": other_runtimes,
+        "edge.json": edge.section,
         "bulk.json": bulk,
         "cores.json": cores.section,
         "embedded_model.json": nano,

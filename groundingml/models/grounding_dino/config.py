@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from groundingml.models.efficientvit import EfficientVitConfig
 from groundingml.models.nanodet import NanoDetConfig
 from groundingml.models.swin import SwinConfig
 
@@ -32,6 +33,9 @@ SWIN_BASE = SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16,
 SWIN_LARGE = SwinConfig(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12)
 
 
+BACKBONES = {"swin": SwinConfig, "nanodet": NanoDetConfig, "efficientvit": EfficientVitConfig}
+
+
 @dataclass(frozen=True)
 class GroundingDinoConfig:
     """Sizes and conventions of a model; the defaults are Grounding DINO tiny.
@@ -44,9 +48,9 @@ class GroundingDinoConfig:
     """
 
     family: str = "grounding-dino"
-    """"grounding-dino", "mm-grounding-dino" (also LLMDet) or "nano": its checkpoint's layout."""
+    """"grounding-dino", "mm-grounding-dino" (also LLMDet), "nano" or "edge": its checkpoint's layout."""
 
-    backbone: SwinConfig | NanoDetConfig = SWIN_TINY
+    backbone: SwinConfig | NanoDetConfig | EfficientVitConfig = SWIN_TINY
     text_config: dict[str, Any] = field(default_factory=lambda: dict(BERT_BASE))
     """Keyword arguments of transformers' BertConfig."""
 
@@ -56,6 +60,8 @@ class GroundingDinoConfig:
     """Feature levels; strided convolutions make those that the backbone does not give."""
     num_queries: int = 900
     """Q, at most: an image of fewer tokens has as many queries as tokens."""
+    enhancer: str = "deformable"
+    """"deformable" (every level meets the text) or "edge" (only the coarsest does, see `edge_enhancer`)."""
     encoder_layers: int = 6
     decoder_layers: int = 6
     encoder_heads: int = 8
@@ -123,7 +129,8 @@ class GroundingDinoConfig:
     def __post_init__(self) -> None:
         for name in ("delimiter_token_ids", "image_size", "image_mean", "image_std", "taught_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_choice("family", self.family, ("grounding-dino", "mm-grounding-dino", "nano"))
+        _check_choice("family", self.family, ("grounding-dino", "mm-grounding-dino", "nano", "edge"))
+        _check_choice("enhancer", self.enhancer, ("deformable", "edge"))
         _check_choice("proposals", self.proposals, ("two_stage", "dense"))
         _check_choice("query_content", self.query_content, ("learned", "proposals"))
         _check_choice("score_aggregation", self.score_aggregation, ("max", "mean"))
@@ -157,14 +164,15 @@ class GroundingDinoConfig:
     @property
     def backbone_levels(self) -> int:
         """How many maps the backbone returns."""
-        if isinstance(self.backbone, SwinConfig):
-            return len(self.backbone.out_stages)
-        return len(self.backbone.strides)
+        if isinstance(self.backbone, NanoDetConfig):
+            return len(self.backbone.strides)
+        return len(self.backbone.out_stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back (our own layout, not Hugging Face's)."""
         values = asdict(self)
-        values["backbone"]["type"] = "swin" if isinstance(self.backbone, SwinConfig) else "nanodet"
+        kinds = {config: kind for kind, config in BACKBONES.items()}
+        values["backbone"]["type"] = kinds[type(self.backbone)]
         return values
 
     @classmethod
@@ -185,9 +193,9 @@ class GroundingDinoConfig:
         if isinstance(values.get("backbone"), Mapping):
             backbone = dict(values["backbone"])
             kind = backbone.pop("type", "swin")
-            _check_choice("backbone type", kind, ("swin", "nanodet"))
+            _check_choice("backbone type", kind, tuple(BACKBONES))
             backbone = {name: tuple(v) if isinstance(v, list) else v for name, v in backbone.items()}
-            values["backbone"] = SwinConfig(**backbone) if kind == "swin" else NanoDetConfig(**backbone)
+            values["backbone"] = BACKBONES[kind](**backbone)
         return cls(**values)
 
     @classmethod
@@ -225,6 +233,25 @@ class GroundingDinoConfig:
         """openmmlab-community/mm_grounding_dino_large_*: five levels, the first from stage 1."""
         backbone = replace(SWIN_LARGE, out_stages=(1, 2, 3, 4))
         return replace(cls.mm_grounding_dino_tiny(), backbone=backbone, num_levels=5)
+
+    @classmethod
+    def edge(cls) -> GroundingDinoConfig:
+        """Grounding DINO 1.5 Edge as its report describes it (arXiv:2405.10300); no weights were published.
+
+        Where the report gives no sizes, those of RT-DETR are taken: one layer of the enhancer, 300 queries,
+        feed-forward blocks of 1024.
+        """
+        return cls(
+            family="edge",
+            backbone=EfficientVitConfig(),
+            enhancer="edge",
+            num_levels=3,
+            num_queries=300,
+            encoder_layers=1,
+            encoder_ffn_dim=1024,
+            decoder_ffn_dim=1024,
+            image_size=(640, 640),
+        )
 
     @classmethod
     def llmdet_tiny(cls) -> GroundingDinoConfig:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundingml.models.efficientvit import EfficientVit, EfficientVitConfig
 from groundingml.models.grounding_dino.config import GroundingDinoConfig
 from groundingml.models.grounding_dino.decoder import Decoder
+from groundingml.models.grounding_dino.edge_enhancer import EdgeEnhancer
 from groundingml.models.grounding_dino.enhancer import FeatureEnhancer
 from groundingml.models.grounding_dino.heads import PredictionHeads, pad_logits
 from groundingml.models.grounding_dino.outputs import (
@@ -52,9 +54,11 @@ class GroundingDino(nn.Module):
         super().__init__()
         self.config = config
         backbone_config = config.backbone
-        self.backbone: SwinBackbone | NanoDet
+        self.backbone: SwinBackbone | NanoDet | EfficientVit
         if isinstance(backbone_config, SwinConfig):
             self.backbone = SwinBackbone(backbone_config)
+        elif isinstance(backbone_config, EfficientVitConfig):
+            self.backbone = EfficientVit(backbone_config)
         else:
             self.backbone = NanoDet(backbone_config)
         self.input_projections = nn.ModuleList(
@@ -66,7 +70,8 @@ class GroundingDino(nn.Module):
             channels = config.d_model
         self.level_embedding = nn.Parameter(torch.randn(config.num_levels, config.d_model))
         self.text_encoder = TextEncoder(config)
-        self.enhancer = FeatureEnhancer(config)
+        self.enhancer: FeatureEnhancer | EdgeEnhancer
+        self.enhancer = EdgeEnhancer(config) if config.enhancer == "edge" else FeatureEnhancer(config)
         self.proposals: nn.Module
         if config.proposals == "two_stage":
             self.proposals = TwoStageProposals(config)
