@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--images", default="5,10,20,40,60")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--recipe", default="lora")
+    parser.add_argument("--options", default="{}", help="fields of the recipe that differ, as JSON")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "learning.json")
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -54,7 +55,7 @@ def main() -> None:
                 labels=[Label(name) for name in train.names],
                 base=args.model,
                 recipe=args.recipe,
-                options={},
+                options=json.loads(args.options),
                 device="cpu",
             )
             cpu, wall = time.process_time(), time.monotonic()
@@ -68,6 +69,7 @@ def main() -> None:
         "model": args.model,
         "digest": base.checkpoint_digest,
         "recipe": args.recipe,
+        "options": json.loads(args.options),
         "when": time.strftime("%Y-%m-%d"),
         "load_average": round(os.getloadavg()[0], 1),
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
