@@ -101,6 +101,7 @@ def measure(size: str, peers: list[str], repetitions: int) -> dict[str, Any]:
 
     contestants: dict[str, Callable[[Any], Any]] = {OURS: ours_with_selection}
     prepared: dict[str, float] = {}
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "model.onnx"
         if {"openvino", "onnxruntime"} & set(peers):
@@ -108,8 +109,13 @@ def measure(size: str, peers: list[str], repetitions: int) -> dict[str, Any]:
         for peer in peers:
             cpu = time.process_time()
             if peer == "compile":
-                contestants[PEERS[peer]] = compiled(theirs)
-                contestants[PEERS[peer]](inputs)
+                candidate = compiled(theirs)
+                try:
+                    candidate(inputs)
+                except (RuntimeError, subprocess.SubprocessError, OSError) as error:  # such as no compiler
+                    left_out[PEERS[peer]] = str(error).splitlines()[0]
+                    continue
+                contestants[PEERS[peer]] = candidate
             else:
                 contestants[PEERS[peer]] = (openvino if peer == "openvino" else onnx_runtime)(file)
             prepared[PEERS[peer]] = round(time.process_time() - cpu, 1)
@@ -132,7 +138,7 @@ def measure(size: str, peers: list[str], repetitions: int) -> dict[str, Any]:
             assert differences[name]["boxes"] < 1e-4, f"{name}: {differences[name]}"
         calls = {name: lambda run=run: run(inputs) for name, run in contestants.items()}
         times = take_turns(calls, repetitions)
-    return {"prepared_cpu_s": prepared, "differences": differences, "times": times}
+    return {"prepared_cpu_s": prepared, "differences": differences, "times": times, "left_out": left_out}
 
 
 def compiled(model: Any) -> Callable[[Any], Any]:
@@ -172,6 +178,7 @@ def table(document: dict[str, Any]) -> str:
                 f"{row['prepared_cpu_s'].get(name, 0):.0f}" if name != OURS else "",
             )
             lines.append(f"| {' | '.join(cells)} |")
+        lines += [f"| {size} | {name} | left out: {why} | | | |" for name, why in row["left_out"].items()]
     return "\n".join(lines)
 
 
