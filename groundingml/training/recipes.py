@@ -1,4 +1,4 @@
-"""How a model is fine-tuned: three recipes, each for large models and for those with dense proposals.
+"""How a model is fine-tuned: three recipes, each for large models, for GLIP, for those with dense proposals.
 
 A recipe is everything about a run but the data and the model. Change one with `dataclasses.replace`:
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from groundingml.models.glip import Glip
 from groundingml.models.grounding_dino import GroundingDino
 from groundingml.training.adapters import AdapterConfig
 from groundingml.training.augmentation import Augmentation
@@ -140,6 +141,17 @@ FULL = Recipe(
     augmentation=_VIEWS,
 )
 
+GLIP_HEAD = replace(
+    HEAD, summary="the encoders are frozen; pyramid, fused tower and head learn", denoising=None
+)
+GLIP_LORA = replace(
+    GLIP_HEAD,
+    name="lora",
+    summary="as head, more slowly: convolutions make up GLIP's tower, which adapters of attention would miss",
+    learning_rate=5e-5,
+)
+GLIP_FULL = replace(FULL, denoising=None)
+
 _TAUGHT = "proposals.taught"
 _BESIDE_TAUGHT = ("text_encoder", "input_projections", "level_embedding", "enhancer", "decoder", "heads")
 _FIRST_HEAD = ("detector", "projection", "norm", "class_head", "box_head")
@@ -181,16 +193,19 @@ SMALL_FULL = replace(
 )
 
 LARGE_RECIPES = {recipe.name: recipe for recipe in (HEAD, LORA, FULL)}
+GLIP_RECIPES = {recipe.name: recipe for recipe in (GLIP_HEAD, GLIP_LORA, GLIP_FULL)}
 SMALL_RECIPES = {recipe.name: recipe for recipe in (SMALL_HEAD, SMALL_LORA, SMALL_FULL)}
 
 
-def recipe_for(name: str, model: GroundingDino) -> Recipe:
+def recipe_for(name: str, model: GroundingDino | Glip) -> Recipe:
     """The recipe of that name for a model; "auto" is the default one.
 
     Raises:
         ValueError: no such recipe.
     """
     recipes = SMALL_RECIPES if can_be_taught(model) else LARGE_RECIPES
+    if isinstance(model, Glip):
+        recipes = GLIP_RECIPES
     name = DEFAULT if name == "auto" else name
     if name not in recipes:
         raise ValueError(f"there is no recipe {name!r}; choose one of {', '.join(NAMES)}")

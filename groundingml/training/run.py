@@ -17,6 +17,7 @@ from groundingml.inference.devices import resolve_device
 from groundingml.inference.prompts import Tokenizer
 from groundingml.models import checkpoint_digest, load_model, load_tokenizer
 from groundingml.models.checkpoints.save import save_pretrained
+from groundingml.models.glip import Glip
 from groundingml.models.grounding_dino import GroundingDino
 from groundingml.models.nanodet import NanoDet
 from groundingml.training.adapters import merge_adapters
@@ -112,7 +113,7 @@ def train_from_dataset(
 
     Raises:
         CheckpointError: the model cannot be loaded, the run folder is another run's, or the disk is full.
-        ValueError: nothing to learn from, or a model that cannot be trained (GLIP).
+        ValueError: nothing to learn from.
         PromptError: a name that the model's vocabulary cannot express.
         FloatingPointError: training diverged.
     """
@@ -126,14 +127,12 @@ def train_from_dataset(
         callbacks.stage(f"loading {model_source}")
         tokenizer = load_tokenizer(model_source)
         model = load_model(model_source)
-        if not isinstance(model, GroundingDino):
-            raise ValueError(f"{model_source} is a GLIP model, which this command cannot train")
         model.to(place)
         recipe = recipe_for(recipe, model) if isinstance(recipe, str) else recipe
         recipe = changed(recipe, options or {})
         asked = {name: tuple((synonyms or {}).get(name) or (name,)) for name in examples.names}
         general = _replay(replay, recipe, model, tokenizer, examples, callbacks)
-        if recipe.dense is not None:
+        if recipe.dense is not None and isinstance(model, GroundingDino):
             torch.manual_seed(recipe.seed)  # new names begin with random numbers
             model = teach_names(model, tokenizer, [text for texts in asked.values() for text in texts])
         dataset = _dataset(examples, general, model, recipe)
@@ -142,7 +141,7 @@ def train_from_dataset(
             workers=0 if recipe.cached_views is not None else workers,
         )
 
-        def evaluate(model: GroundingDino) -> Mapping[str, float]:
+        def evaluate(model: GroundingDino | Glip) -> Mapping[str, float]:
             assert validation is not None
             callbacks.stage(f"measuring on {len(validation.records)} images")
             detector = Detector(model, tokenizer, device=place)
@@ -189,7 +188,7 @@ def _check_examples(examples: Annotations) -> None:
 def _replay(
     replay: Annotations | Sequence[Path] | None,
     recipe: Recipe,
-    model: GroundingDino,
+    model: GroundingDino | Glip,
     tokenizer: Tokenizer,
     examples: Annotations,
     callbacks: Callbacks,
@@ -211,7 +210,7 @@ def _replay(
 
 
 def _dataset(
-    examples: Annotations, general: Annotations | None, model: GroundingDino, recipe: Recipe
+    examples: Annotations, general: Annotations | None, model: GroundingDino | Glip, recipe: Recipe
 ) -> TrainingSet:
     sides = tuple(round(model.config.image_size[0] * scale) for scale in recipe.scales)
     augmentation = replace(recipe.augmentation, shortest_sides=sides)
@@ -220,7 +219,7 @@ def _dataset(
     if general is not None and general.records and recipe.replay_share > 0:
         parts.append(ImageDataset(general, model.config, augmentation))
     sets: list[TrainingSet] = [*parts]
-    if recipe.cached_views is not None:
+    if recipe.cached_views is not None and isinstance(model, GroundingDino):
         maps_of = None
         if recipe.dense is not None and isinstance(model.backbone, NanoDet):
             maps_of = model.backbone.stage_maps
@@ -235,7 +234,7 @@ def _dataset(
 
 
 def _write(
-    model: GroundingDino,
+    model: GroundingDino | Glip,
     tokenizer: Tokenizer,
     folder: Path,
     recipe: Recipe,
@@ -263,5 +262,5 @@ def _write(
     )
 
 
-def _device_of(model: GroundingDino) -> torch.device:
+def _device_of(model: GroundingDino | Glip) -> torch.device:
     return next(model.parameters()).device

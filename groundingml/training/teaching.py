@@ -10,15 +10,16 @@ from torch import Tensor
 
 from groundingml.inference.labels import Label
 from groundingml.inference.prompts import PromptPlanner, Tokenizer
+from groundingml.models.glip import Glip
 from groundingml.models.grounding_dino import GroundingDino
 from groundingml.models.grounding_dino.dense_proposals import DenseProposals, phrase_vectors
 from groundingml.models.grounding_dino.taught_head import begin_as_copy, keep_rows
 from groundingml.models.nanodet import NanoDet, NanoDetConfig
 
 
-def can_be_taught(model: GroundingDino) -> bool:
+def can_be_taught(model: GroundingDino | Glip) -> bool:
     """Whether the model is a small one, whose new names get a head of their own."""
-    return isinstance(model.proposals, DenseProposals)
+    return isinstance(model, GroundingDino) and isinstance(model.proposals, DenseProposals)
 
 
 def teach_names(model: GroundingDino, tokenizer: Tokenizer, names: Sequence[str]) -> GroundingDino:

@@ -13,7 +13,10 @@ import torch
 
 from groundingml.inference import Detector
 from groundingml.models.checkpoints.save import save_pretrained
+from groundingml.models.glip import Glip, GlipConfig
 from groundingml.models.grounding_dino import GroundingDino
+from groundingml.models.grounding_dino.config import BERT_BASE
+from groundingml.models.swin import SwinConfig
 from groundingml.training import (
     Annotations,
     CachedBackbone,
@@ -140,6 +143,34 @@ def test_every_recipe_gives_a_version_that_transformers_loads_too(
     if recipe == "lora":
         assert not any(".ffn." in name or ".fusion." in name for name in moved)
     assert theirs.config.d_model == model.config.d_model
+
+
+@pytest.mark.parametrize("recipe", ["head", "lora", "full"])
+def test_glip_has_the_same_recipes(recipe: str, examples: Annotations, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = GlipConfig(
+        backbone=SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4),
+        text_config=BERT_BASE | bert,
+        d_model=32,
+        tower_layers=1,
+        fusion_dim=16,
+        fusion_heads=2,
+        image_size=(64, 96),
+    )
+    model = Glip(config)
+    save_pretrained(model, tmp_path / "base")
+    result = train_from_dataset(
+        examples, tmp_path / "version", recipe, tmp_path / "base", device="cpu", validation=examples,
+        options={"steps": 2, "scales": (1.0,), "warmup_steps": 1, "averaging": None, "evaluations": 1},
+    )  # fmt: skip
+    assert result.version is not None
+    assert "map50" in result.history[-1]
+    trained = Detector.from_pretrained(str(result.version), device="cpu").model.state_dict()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, trained[name])}
+    parts = {name.split(".")[0] for name in moved}
+    assert {"neck", "tower", "head"} <= parts
+    assert ("backbone" in parts) == ("text_encoder" in parts) == (recipe == "full")
 
 
 def test_what_cannot_be_learned_from_is_refused(examples: Annotations, tmp_path: Path) -> None:
