@@ -237,7 +237,7 @@ def test_the_sdk_reports_to_nobody(service: Any, how: str, reports: bool) -> Non
         assert hosts == "['127.0.0.1']"
 
 
-def test_this_process_reports_to_nobody_either() -> None:
+def test_this_process_reports_to_nobody_either(service: Any) -> None:
     import sentry_sdk
 
     CloudDetector("api:dino-x", allow_cloud=True)
