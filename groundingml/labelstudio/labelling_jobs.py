@@ -94,7 +94,7 @@ class LabellingJobs:
         finally:
             watch.over.set()
             await renewing
-        await asyncio.to_thread(self._finish, job, state, message, report)
+        await asyncio.to_thread(self._finish, job, watch, state, message, report)
         logger.info("Labelling job %d: %s, %s", job.id, state, message)
 
     async def _label(self, job: Job, watch: _Watch) -> LabellingReport:
@@ -130,9 +130,12 @@ class LabellingJobs:
         finally:
             api.close()
 
-    def _finish(self, job: Job, state: str, message: str, report: LabellingReport | None) -> None:
+    def _finish(
+        self, job: Job, watch: _Watch, state: str, message: str, report: LabellingReport | None
+    ) -> None:
         as_json = None if report is None else report.to_dict()
         with self._services.store.begin() as session:
+            renew_job(session, job.id, self._owner, job.attempts, watch.progress())
             finish_job(session, job.id, self._owner, job.attempts, state, message, as_json)
 
 
@@ -172,9 +175,10 @@ class _Watch:
 
     def _renew(self) -> str:
         with self._services.store.begin() as session:
-            return renew_job(session, self._job.id, self._owner, self._job.attempts, self._progress())
+            return renew_job(session, self._job.id, self._owner, self._job.attempts, self.progress())
 
-    def _progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
+        """How far it is, for people."""
         progress: dict[str, Any] = {"phase": "labelling", "done": self._done, "total": self._total}
         if 0 < self._done <= self._total:
             pace = (time.monotonic() - self._begun) / self._done

@@ -67,7 +67,7 @@ def test_a_job_goes_on_after_kill_9_without_gap_or_duplicate(
     label_studio: Any, server: Callable[[], Any], photo_dir: Path
 ) -> None:
     project = label_studio.create_project("a killed job", CONFIG)
-    tasks = many_tasks(label_studio, project, photo_dir, 24)
+    tasks = many_tasks(label_studio, project, photo_dir, 40)
     backend = server()
     asked = call(backend, "POST", "/jobs", json={"project": project, "batch": 4})
     assert call(backend, "POST", "/jobs", json={"project": project, "batch": 4})["id"] == asked["id"]
@@ -88,13 +88,15 @@ def test_a_stopped_server_gives_its_job_to_the_next(
     label_studio: Any, server: Callable[[], Any], photo_dir: Path
 ) -> None:
     project = label_studio.create_project("a stopped server", CONFIG)
-    tasks = many_tasks(label_studio, project, photo_dir, 16)
+    tasks = many_tasks(label_studio, project, photo_dir, 60)
     backend = server()
     asked = call(backend, "POST", "/jobs", json={"project": project, "batch": 4})
-    wait_for(backend, asked["id"], lambda job: (job["progress"] or {}).get("done", 0) > 0)
+    wait_for(backend, asked["id"], lambda job: len(predicted(label_studio, project)) > 0)
     assert backend.stop() == 0
     ended = wait_for(server(), asked["id"], is_over)
     assert (ended["state"], ended["attempts"]) == ("done", 1)
+    assert ended["report"]["already_labelled"] > 0, "it was in the middle when it was stopped"
+    assert ended["progress"]["done"] == ended["progress"]["total"] == ended["report"]["total"]
     assert predicted(label_studio, project) == Counter(tasks)
 
 
@@ -102,7 +104,7 @@ def test_cancelled_and_failed_jobs_say_so(
     label_studio: Any, server: Callable[[], Any], photo_dir: Path, tmp_path: Path
 ) -> None:
     project = label_studio.create_project("a cancelled job", CONFIG)
-    tasks = many_tasks(label_studio, project, photo_dir, 60)
+    tasks = many_tasks(label_studio, project, photo_dir, 150)
     backend = server()
     missing = call(backend, "POST", "/jobs", json={"project": 99999})
     ended = wait_for(backend, missing["id"], is_over)
@@ -110,7 +112,7 @@ def test_cancelled_and_failed_jobs_say_so(
     assert "404" in ended["message"] or "no project" in ended["message"]
 
     asked = call(backend, "POST", "/jobs", json={"project": project, "batch": 4})
-    wait_for(backend, asked["id"], lambda job: (job["progress"] or {}).get("done", 0) > 0)
+    wait_for(backend, asked["id"], lambda job: len(predicted(label_studio, project)) > 0)
     call(backend, "POST", f"/jobs/{asked['id']}/cancel")
     ended = wait_for(backend, asked["id"], is_over)
     assert ended["state"] == "cancelled"
