@@ -241,7 +241,7 @@ def taught(document: Document) -> str:
     axis.plot(images, everyday, "--", color="grey", label="everyday photos, 80 other names")
     axis.set(xlabel="corrected images", ylabel="mAP50", xticks=images, ylim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+    axis.legend(fontsize=8, frameon=False, loc="lower right", ncols=2)
     save(figure, "learning.png")
     return "\n\n".join(
         [
