@@ -8,6 +8,7 @@ those of timm's `efficientvit_l*`, whose weights fit when their classifier ("hea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,7 @@ class ConvNorm(nn.Module):
         )
         self.norm = nn.BatchNorm2d(channels_out, eps=NORM_EPS) if norm else nn.Identity()
         self.gelu = gelu
+        self._kept: dict[tuple[int, int], tuple[object, tuple[Tensor, Tensor | None]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, h, w)."""
@@ -121,6 +123,32 @@ class ConvNorm(nn.Module):
     def fused(self, x: Tensor, begin: int, end: int) -> Tensor:
         """Output channels begin .. end in one pass over memory: norm folded in, GELU applied on the way."""
         conv = self.conv
+        weight, bias = self._folded(begin, end)
+        activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if self.gelu else ("none", [], "")
+        if conv.kernel_size == (1, 1):  # a matrix multiplication, which oneDNN does faster under that name
+            pixels = x.permute(0, 2, 3, 1).contiguous()
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(pixels, weight, bias, *activation)
+            return out.permute(0, 3, 1, 2)
+        groups = 1 if conv.groups == 1 else end - begin
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, conv.padding, conv.stride, conv.dilation, groups, *activation
+        )
+        return result
+
+    def _folded(self, begin: int, end: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of output channels begin .. end with the norm folded in. They are kept until a
+        parameter changes: folding reads and writes all weights, which takes as long as many a layer."""
+        parts = [*self.conv.parameters(), *self.norm.parameters(), *self.norm.buffers()]
+        if any(part.is_inference() for part in parts):  # whose changes nobody counts
+            return self._fold(begin, end)
+        state = tuple((part.data_ptr(), part._version) for part in parts)
+        kept = self._kept.get((begin, end))
+        if kept is None or kept[0] != state:
+            kept = self._kept[begin, end] = (state, self._fold(begin, end))
+        return kept[1]
+
+    def _fold(self, begin: int, end: int) -> tuple[Tensor, Tensor | None]:
+        conv = self.conv
         weight = conv.weight[begin:end]
         bias = None if conv.bias is None else conv.bias[begin:end]
         if isinstance(self.norm, nn.BatchNorm2d):
@@ -131,16 +159,14 @@ class ConvNorm(nn.Module):
             weight = weight * scale[:, None, None, None]
             shift = self.norm.bias[begin:end] - mean[begin:end] * scale
             bias = shift if bias is None else bias * scale + shift
-        activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if self.gelu else ("none", [], "")
-        if conv.kernel_size == (1, 1):  # a matrix multiplication, which oneDNN does faster under that name
-            pixels = x.permute(0, 2, 3, 1).contiguous()
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(pixels, weight.flatten(1), bias, *activation)
-            return out.permute(0, 3, 1, 2)
-        groups = 1 if conv.groups == 1 else end - begin
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, conv.padding, conv.stride, conv.dilation, groups, *activation
-        )
-        return result
+        if conv.kernel_size == (1, 1):  # in the order in which oneDNN reads it
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
+        return weight, bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is kept is oneDNN's, which can be neither copied nor stored.
+        state: dict[str, Any] = {**super().__getstate__(), "_kept": {}}  # type: ignore[no-untyped-call]
+        return state
 
 
 class Residual(nn.Module):

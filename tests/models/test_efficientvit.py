@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,25 @@ def test_in_training_batch_statistics_are_used_and_gradients_flow() -> None:
 def test_sizes_that_do_not_fit_are_refused(changes: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         EfficientVitConfig(**changes)
+
+
+def test_what_is_folded_follows_the_weights() -> None:
+    """In inference the norms are folded into weights that are kept: not after the weights have changed."""
+    config = EfficientVitConfig(widths=(8, 8, 16, 32, 32), depths=(1, 1, 1, 1, 1), head_dim=8)
+    torch.manual_seed(0)
+    model, x = EfficientVit(config).eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(x)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for mine, copied in zip(before, twin(x), strict=True):
+            assert torch.equal(mine, copied)
+        for parameter in twin.parameters():
+            parameter.mul_(1.25)
+        for norm in (module for module in twin.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.running_mean.add_(0.1)
+        changed = twin(x)
+    with torch.enable_grad():  # where nothing is folded
+        for folded, plain in zip(changed, twin(x), strict=True):
+            torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(changed[0], before[0])

@@ -42,6 +42,7 @@ from groundingml.models.grounding_dino.proposals import (
     selected_boxes,
 )
 from groundingml.models.grounding_dino.text import TextEncoder
+from groundingml.models.linear import linear
 from groundingml.models.nanodet import NanoDet
 from groundingml.models.swin import SwinBackbone, SwinConfig
 from groundingml.models.tracing import is_tracing
@@ -307,7 +308,12 @@ class InputProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, C, h, w)."""
-        return self.norm(self.convolution(x))
+        convolution = self.convolution
+        if convolution.kernel_size == (1, 1) and x.is_contiguous(memory_format=torch.channels_last):
+            # A matrix multiplication; as a convolution, such a map would be copied into another order first.
+            rows = linear(x.permute(0, 2, 3, 1), convolution.weight.flatten(1), convolution.bias)
+            return self.norm(rows.permute(0, 3, 1, 2))
+        return self.norm(convolution(x))
 
 
 def _map_size(x: Tensor) -> tuple[int, int]:
