@@ -323,13 +323,15 @@ def label_studio_ml_venv() -> Path:
 
 @pytest.fixture
 def sdk_backend(
-    label_studio: LabelStudio, label_studio_ml_venv: Path, tmp_path: Path
+    request: pytest.FixtureRequest, label_studio: LabelStudio, label_studio_ml_venv: Path, tmp_path: Path
 ) -> Iterator[SdkBackend]:
+    """With a legacy token, or as parameter "personal" with a personal access token."""
+    is_personal = getattr(request, "param", "legacy") == "personal"
     server = SdkBackend(
         label_studio_ml_venv,
         tmp_path,
         LABEL_STUDIO_URL=label_studio.url,
-        LABEL_STUDIO_API_KEY=label_studio.token,
+        LABEL_STUDIO_API_KEY=label_studio.personal_access_token if is_personal else label_studio.token,
         GROUNDINGML_DATA_DIR=str(tmp_path / "data"),
         GROUNDINGML_MODEL=MODEL,
     )

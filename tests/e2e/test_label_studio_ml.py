@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select
 
 from groundingml.store import default_url, open_store
@@ -65,6 +66,7 @@ def test_the_editor_batches_and_corrections(
     assert kinds == {"kept"}, sdk_backend.log()
 
 
+@pytest.mark.parametrize("sdk_backend", ["personal"], indirect=True)
 def test_projects_do_not_get_each_others_labels(label_studio: Any, sdk_backend: Any, photo_dir: Path) -> None:
     """label-studio-ml 1.0.9 holds one object for all projects, made for the one that was set up last."""
     config = """<View><Image name="image" value="$image"/>
