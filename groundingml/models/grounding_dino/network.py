@@ -309,7 +309,8 @@ class InputProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, C, h, w)."""
         convolution = self.convolution
-        if convolution.kernel_size == (1, 1) and x.is_contiguous(memory_format=torch.channels_last):
+        is_rows = convolution.kernel_size == (1, 1) and x.is_contiguous(memory_format=torch.channels_last)
+        if is_rows and not torch.is_grad_enabled():
             # A matrix multiplication; as a convolution, such a map would be copied into another order first.
             rows = linear(x.permute(0, 2, 3, 1), convolution.weight.flatten(1), convolution.bias)
             return self.norm(rows.permute(0, 3, 1, 2))

@@ -132,7 +132,7 @@ def test_a_tiny_edge_learns_pictures(pictures: Path, tmp_path: Path) -> None:
 
     labels = ["red square", "blue square"]
     model.eval()
-    found = Detector(model, tokenizer)(pictures / "2.png", labels=labels)
+    found = Detector(model, tokenizer)(pictures / "2.png", labels=labels, threshold=0.15)
     assert set(found.labels) == set(labels)
     best = torch.as_tensor(found.boxes_xyxy[found.labels.index("blue square")])
     torch.testing.assert_close(best.float(), torch.tensor([24.0, 16, 60, 52]), atol=7, rtol=0)
@@ -140,6 +140,6 @@ def test_a_tiny_edge_learns_pictures(pictures: Path, tmp_path: Path) -> None:
     save_pretrained(model, tmp_path / "version")
     loaded = load_model(tmp_path / "version")
     assert loaded.config == model.config
-    again = Detector(loaded, tokenizer)(pictures / "2.png", labels=labels)
+    again = Detector(loaded, tokenizer)(pictures / "2.png", labels=labels, threshold=0.15)
     assert again.labels == found.labels
     torch.testing.assert_close(torch.as_tensor(again.boxes_xyxy), torch.as_tensor(found.boxes_xyxy))
