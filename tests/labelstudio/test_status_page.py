@@ -47,7 +47,17 @@ def data_dir(tmp_path: Path) -> Path:
             Run(project="1", recipe="lora", options={}, trigger="manual", state="done", message=NASTY)
         )
         progress = {"phase": "labelling", "done": 3, "total": 8}
-        session.add(Job(project="1", kind="label", options={}, state="running", progress=progress))
+        session.add(
+            Job(
+                project="1",
+                kind="label",
+                options={},
+                state="running",
+                progress=progress,
+                owner="another-host 1",  # or the server under test would take it over
+                lease_until=utc_now() + datetime.timedelta(hours=1),
+            )
+        )
     store.close()
     return folder
 

@@ -137,12 +137,11 @@ Grads backward(const Tensor& grad_output_in, const Tensor& value, const std::vec
   if (!packed) call.use_value(dense(call.value));
 
   Grads grads;
-  grads.value = packed ? new_empty(value, value, value.scalar_type())
-                       : torch::stable::new_zeros(value, value.sizes(), dtype);
+  grads.value = new_empty(value, value, packed ? value.scalar_type() : dtype);
   grads.coordinates = new_empty(value, coordinates, dtype);
   grads.weights = new_empty(value, weights, dtype);
   if (reference) grads.reference = new_empty(value, *reference, dtype);
-  if (sizes.queries == 0 && packed) torch::stable::zero_(grads.value);
+  if (!packed || sizes.queries == 0) torch::stable::zero_(grads.value);
 
   const Gradients pointers = {grad_output.const_data_ptr(), grads.value.mutable_data_ptr(),
                               grads.coordinates.mutable_data_ptr(), grads.weights.mutable_data_ptr(),
