@@ -68,16 +68,14 @@ def preprocess(
     pixel_values = make(len(images), 3, height, width)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.bool)
     # (x / 255 - mean) / std as one multiplication and one subtraction
-    scale = (1 / (255 * torch.tensor(image_std, dtype=torch.float64))).float().view(3, 1, 1)
-    shift = (
-        torch.tensor(image_mean, dtype=torch.float64) / torch.tensor(image_std, dtype=torch.float64)
-    ).float()
-    shift = shift.view(3, 1, 1)
+    std = torch.tensor(image_std, dtype=torch.float64)
+    scale = (1 / (255 * std)).float().tolist()
+    shift = (torch.tensor(image_mean, dtype=torch.float64) / std).float().tolist()
     for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
         resized = image if image.size == (w, h) else image.resize((w, h), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-        target = pixel_values[row, :, :h, :w]
-        torch.mul(pixels, scale, out=target)
-        target -= shift
+        pixels = torch.from_numpy(np.array(resized))
+        # A channel at a time stays in the cache.
+        for channel, target in enumerate(pixel_values[row, :, :h, :w]):
+            target.copy_(pixels[..., channel]).mul_(scale[channel]).sub_(shift[channel])
         pixel_mask[row, :h, :w] = True
     return ImageBatch(pixel_values, pixel_mask, is_padded)
