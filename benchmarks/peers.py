@@ -12,9 +12,11 @@ export needs), and torch.compile, which compiles for two minutes and so takes pa
 token ids to logits and boxes, the prompt encoded each time.
 
 First each peer's outputs are compared with transformers' own, which is made to choose the peer's queries
-(near-ties otherwise swap some), and ours in the same way. Then all take turns in one process on one thread;
-what counts is process CPU time, the median with lowest and highest. The C library keeps freed memory for all
-of them (`groundingml.memory`); ONNX Runtime and OpenVINO manage their own anyway.
+(near-ties otherwise swap some), and ours in the same way. Then all, and transformers' eager model, take turns
+in one process on one thread; what counts is process CPU time, the median with lowest and highest. The C
+library keeps freed memory for all of them (`groundingml.memory`); ONNX Runtime and OpenVINO manage their own
+anyway. Last, it is measured how much of our time goes into matrix products, which no way of running the
+network saves.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from end_to_end_models import TOKENS, build_models, token_ids
 FILE = Path(__file__).parent / "results" / "peers.json"
 SIZES = ("480x640", "800x800", "800x1333")
 PEERS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "compile": "torch.compile"}
+EAGER = "transformers, eager"
 OURS = "groundingml"
 
 
@@ -83,7 +86,7 @@ def start_child(task: dict[str, Any]) -> dict[str, Any]:
 def measure(size: str, peers: list[str], repetitions: int) -> dict[str, Any]:
     """Differences, seconds to prepare, and times of every contestant at one size."""
     import torch
-    from peer_exports import WithSelection, eager_with_selection, export_onnx, onnx_runtime, openvino
+    from peer_exports import INPUTS, WithSelection, eager_with_selection, export_onnx, onnx_runtime, openvino
 
     from groundingml.memory import keep_freed_memory
 
@@ -130,9 +133,37 @@ def measure(size: str, peers: list[str], repetitions: int) -> dict[str, Any]:
             }
             assert differences[name]["logits"] < 1e-3, f"{name}: {differences[name]}"
             assert differences[name]["boxes"] < 1e-4, f"{name}: {differences[name]}"
+        contestants[EAGER] = lambda arguments: theirs(**dict(zip(INPUTS, arguments, strict=True)))
         calls = {name: lambda run=run: run(inputs) for name, run in contestants.items()}
         times = take_turns(calls, repetitions)
-    return {"prepared_cpu_s": prepared, "differences": differences, "times": times, "left_out": left_out}
+        products = matrix_products(lambda: ours(*inputs))
+    return {
+        "prepared_cpu_s": prepared,
+        "differences": differences,
+        "times": times,
+        "left_out": left_out,
+        "matrix_products": products,
+    }
+
+
+def matrix_products(run: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds that the linear layers of one run take, and their floating-point operations."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found = {"cpu_s": 0.0, "gflop": 0.0}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            start = time.process_time()
+            result = func(*args, **(kwargs or {}))
+            if "linear_pointwise" in str(func):
+                found["cpu_s"] += time.process_time() - start
+                found["gflop"] += 2e-9 * args[0].numel() * args[1].shape[0]
+            return result
+
+    with Watch():
+        run()
+    return found
 
 
 def compiled(model: Any, chosen: Any) -> Callable[[Any], Any]:
@@ -167,17 +198,30 @@ def table(document: dict[str, Any]) -> str:
     for size, row in sorted(document["rows"].items(), key=lambda item: SIZES.index(item[0])):
         ours = row["times"][OURS]["cpu_s"]
         for name, times in row["times"].items():
-            off = row["differences"][name]
+            off = row["differences"].get(name)
             cells = (
                 size,
                 name,
                 f"{times['cpu_s']:.2f} ({times['lowest']:.2f} to {times['highest']:.2f})",
                 "" if name == OURS else f"**{times['cpu_s'] / ours:.2f}x**",
-                f"{off['logits']:.0e}, {off['boxes']:.0e}",
-                f"{row['prepared_cpu_s'].get(name, 0):.0f}" if name != OURS else "",
+                f"{off['logits']:.0e}, {off['boxes']:.0e}" if off else "",
+                f"{row['prepared_cpu_s'][name]:.0f}" if name in row["prepared_cpu_s"] else "",
             )
             lines.append(f"| {' | '.join(cells)} |")
         lines += [f"| {size} | {name} | left out: {why} | | | |" for name, why in row["left_out"].items()]
+    return "\n".join(lines)
+
+
+def floor(document: dict[str, Any]) -> str:
+    """A line for each size: what of our time is matrix products."""
+    lines = []
+    for size, row in document["rows"].items():
+        if found := row.get("matrix_products"):
+            ours = row["times"][OURS]["cpu_s"]
+            lines.append(
+                f"- {size}: {found['gflop']:.0f} GFLOP in {found['cpu_s']:.2f} s "
+                f"({found['gflop'] / found['cpu_s']:.0f} GFLOP/s), {found['cpu_s'] / ours:.0%} of our time"
+            )
     return "\n".join(lines)
 
 

@@ -176,6 +176,10 @@ def other_runtimes(document: Document) -> str:
             f"{machine['processor']}, {machine['vector_units']}; {versions}; {when}",
             "![times faster than other runtimes](results/peers.png)",
             peers.table(document),
+            "What bounds the ratios: ours cannot be more times faster than a peer's time is of the matrix "
+            "products of the linear layers alone, which every way of running the network has to compute. "
+            "Here they are oneDNN's:",
+            peers.floor(document),
         ]
     )
 
