@@ -13,6 +13,8 @@ PORT ?= 9090
 DEVICE ?= auto
 # Photos that cannot be redistributed; without them the embedded model is not measured again.
 BENCH_DATA ?= $(GROUNDINGML_TEST_DATA)
+# An unpacked wheel of torchvision, the peer of deformable convolution: see benchmarks/deform_conv.py.
+TORCHVISION ?= torchvision
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -82,11 +84,13 @@ $(VENV)/.with-peers: $(VENV)/.with-bench
 bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (BENCH_DATA=folder of photos)
 	$(BIN)/python benchmarks/cores.py
 	$(BIN)/python benchmarks/ops.py --repetitions 7
+	test ! -d '$(TORCHVISION)' || $(BIN)/python benchmarks/deform_conv.py --torchvision '$(TORCHVISION)'
 	$(BIN)/python benchmarks/end_to_end.py --repetitions 3
 	$(BIN)/python benchmarks/peers.py --repetitions 2
+	$(BIN)/python benchmarks/edge.py
 	$(BIN)/python benchmarks/bulk.py --rounds 3
 	test ! -d '$(BENCH_DATA)/coco128' || $(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
-	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/learning.py --data '$(BENCH_DATA)'
+	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/learning.py --data '$(BENCH_DATA)' --images 20
 	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/webhooks.py --data '$(BENCH_DATA)'
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/report.py

@@ -1,7 +1,8 @@
 """How well the embedded model learns blood cells, against the number of corrected images, and what it
 forgets.
 
-    python benchmarks/learning.py --data FOLDER [--images 5,10,20,40,60] [--out RESULTS.json]
+    python benchmarks/learning.py --data FOLDER                the whole curve, a quarter of an hour
+    python benchmarks/learning.py --data FOLDER --images 20    one row; the others keep their last result
 
 FOLDER holds `bccd/` (train.json, test.json and images/: microscope pictures of blood) and `coco128/`
 (everyday photos). Each row trains anew from the base model on the first so many training images, as
@@ -65,20 +66,31 @@ def main() -> None:
             taught = Detector.from_pretrained(model, device="cpu")
             rows.append(row(taught, count, test, everyday, cpu, wall))
         print(json.dumps(rows[-1]), flush=True)
-    document = {
+    same = {
         "model": args.model,
         "digest": base.checkpoint_digest,
         "recipe": args.recipe,
         "options": json.loads(args.options),
+    }
+    document = {
+        **same,
         "when": time.strftime("%Y-%m-%d"),
         "load_average": round(os.getloadavg()[0], 1),
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "test_images": len(test.records),
         "everyday_images": len(everyday.records),
-        "rows": rows,
+        "rows": with_kept_rows(rows, args.out, same),
     }
     args.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(table(document))
+
+
+def with_kept_rows(rows: list[dict[str, Any]], file: Path, same: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows and those of an earlier run that were not measured now, if it began with the same model."""
+    earlier = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    kept = earlier.get("rows", []) if all(earlier.get(name) == value for name, value in same.items()) else []
+    by_images = {one["images"]: one for one in [*kept, *rows]}
+    return [by_images[images] for images in sorted(by_images)]
 
 
 def row(detector: Detector, images: int, test: Any, everyday: Any, cpu: float, wall: float) -> dict[str, Any]:
