@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -151,18 +152,23 @@ def test_no_worker_outlives_its_program(model: Path, photo: Path, number: signal
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n", process.communicate()[1]
-    workers = children(process.pid)
-    assert len(workers) == 2
-    os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=20)
-    assert "KeyboardInterrupt" in err if number == signal.SIGINT else err == ""
-    assert err.count("Traceback") <= 1, "the workers say nothing"
-    deadline = time.monotonic() + 10
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(map(is_running, workers))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n", process.communicate()[1]
+        workers = children(process.pid)
+        assert len(workers) == 2
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=20)
+        assert "KeyboardInterrupt" in err if number == signal.SIGINT else err == ""
+        assert err.count("Traceback") <= 1, "the workers say nothing"
+        deadline = time.monotonic() + 10
+        while any(map(is_running, workers)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(is_running, workers))
+    finally:  # it never ends by itself
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, photo: Path) -> None:
