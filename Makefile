@@ -83,7 +83,7 @@ $(VENV)/.with-peers: $(VENV)/.with-bench
 
 bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (BENCH_DATA=folder of photos)
 	$(BIN)/python benchmarks/cores.py
-	$(BIN)/python benchmarks/ops.py --repetitions 7
+	$(BIN)/python benchmarks/ops.py --repetitions 5
 	test ! -d '$(TORCHVISION)' || $(BIN)/python benchmarks/deform_conv.py --torchvision '$(TORCHVISION)'
 	$(BIN)/python benchmarks/end_to_end.py --repetitions 3
 	$(BIN)/python benchmarks/peers.py --repetitions 2

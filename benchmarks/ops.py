@@ -12,6 +12,8 @@ query for each of 22,223 pixels, offsets of sigma 4 pixels around it.
 Decoder: 900 queries, sigma 0.08 of the image. "bfloat16 value": value, its gradient and the output stored so.
 
 Machines are shared, so what is compared is process CPU time, and all contestants take turns within one run.
+A turn is two calls in a row, of which the second is timed: a network calls the op layer after layer, and what
+the first call pays for caches and memory that others used meanwhile is not the op's.
 Reported: the median, and half the range between the quartiles. Wall time is kept beside it; with several
 threads it is what counts, and only a quiet machine gives a true one.
 """
@@ -171,6 +173,7 @@ def measure(
         wall: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(repetitions):
             for name, contestant in contestants.items():
+                run(contestant)
                 cpu_start, wall_start = time.process_time(), time.perf_counter()
                 run(contestant)
                 cpu[name].append((time.process_time() - cpu_start) * 1e3)
