@@ -11,8 +11,8 @@ MODEL ?= nano
 HOST ?= 127.0.0.1
 PORT ?= 9090
 DEVICE ?= auto
-# Photos that cannot be redistributed; without them the embedded model is not measured again.
-BENCH_DATA ?= $(GROUNDINGML_TEST_DATA)
+# Photos that cannot be redistributed (folders coco128 and bccd); what needs them is not measured without.
+BENCH_DATA ?= $(if $(GROUNDINGML_TEST_DATA),$(GROUNDINGML_TEST_DATA)/data)
 # An unpacked wheel of torchvision, the peer of deformable convolution: see benchmarks/deform_conv.py.
 TORCHVISION ?= torchvision
 
@@ -23,7 +23,7 @@ TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/.installed-$(TORCH_ID)
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
 
-.PHONY: serve demo test e2e ray proof lint format bench check-cuda wheel clean help
+.PHONY: serve demo test e2e ray proof lint format bench quality check-cuda wheel clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -81,18 +81,22 @@ $(VENV)/.with-peers: $(VENV)/.with-bench
 	-$(PIP) install --quiet --no-build-isolation --no-deps --no-binary torch-ms-deform-attn torch-ms-deform-attn==0.1.1
 	@touch $@
 
-bench: $(VENV)/.with-peers  ## measure on this CPU, write benchmarks/README.md (BENCH_DATA=folder of photos)
+bench: $(VENV)/.with-peers  ## measure speed on this CPU in 25 minutes, write benchmarks/README.md
 	$(BIN)/python benchmarks/cores.py
-	$(BIN)/python benchmarks/ops.py --repetitions 5
+	$(BIN)/python benchmarks/ops.py --repetitions 3
 	test ! -d '$(TORCHVISION)' || $(BIN)/python benchmarks/deform_conv.py --torchvision '$(TORCHVISION)'
-	$(BIN)/python benchmarks/end_to_end.py --repetitions 3
-	$(BIN)/python benchmarks/peers.py --repetitions 2
+	$(BIN)/python benchmarks/end_to_end.py --repetitions 2
+	$(BIN)/python benchmarks/peers.py --repetitions 2 --sizes 480x640 800x1333
 	$(BIN)/python benchmarks/edge.py
 	$(BIN)/python benchmarks/bulk.py --rounds 3
-	test ! -d '$(BENCH_DATA)/coco128' || $(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
-	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/learning.py --data '$(BENCH_DATA)' --images 20
 	test ! -d '$(BENCH_DATA)/bccd' || $(BIN)/python benchmarks/webhooks.py --data '$(BENCH_DATA)'
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/report.py
+
+quality: $(VENV)/.with-bench  ## measure the embedded model and what corrections teach it (BENCH_DATA=folder)
+	@test -d '$(BENCH_DATA)/coco128' || { echo "BENCH_DATA=$(BENCH_DATA) has no folder coco128 of photos"; exit 1; }
+	$(BIN)/python benchmarks/embedded_model.py --data '$(BENCH_DATA)'
+	$(BIN)/python benchmarks/learning.py --data '$(BENCH_DATA)'
 	$(BIN)/python benchmarks/report.py
 
 wheel: $(INSTALLED)  ## build dist/groundingml-*.whl

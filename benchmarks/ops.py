@@ -210,6 +210,19 @@ def table(rows: list[Row], time_of: Callable[[Row], float], title: str) -> str:
     return "\n".join(lines)
 
 
+def scaling(rows: list[Row]) -> str:
+    """Markdown: how many times faster each contestant is on all threads than on one, by the clock."""
+    walls = {((row.shape, row.batch, row.mode), row.contestant, row.threads): row.wall_ms for row in rows}
+    names = list(dict.fromkeys(row.contestant for row in rows))
+    most = max(row.threads for row in rows)
+    lines = [f"| shape | mode | {' | '.join(names)} |", "|" + "---|" * (2 + len(names))]
+    for case in dict.fromkeys(case for case, _, _ in walls):
+        shape, batch, mode = case
+        factors = [f"{walls[case, name, 1] / walls[case, name, most]:.2f}" for name in names]
+        lines.append(f"| B{batch} {shape} | {mode} | {' | '.join(factors)} |")
+    return "\n".join(lines)
+
+
 def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

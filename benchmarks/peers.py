@@ -12,11 +12,11 @@ export needs), and torch.compile, which compiles for two minutes and so takes pa
 token ids to logits and boxes, the prompt encoded each time.
 
 First each peer's outputs are compared with transformers' own, which is made to choose the peer's queries
-(near-ties otherwise swap some), and ours in the same way. Then all, and transformers' eager model, take turns
-in one process on one thread; what counts is process CPU time, the median with lowest and highest. The C
-library keeps freed memory for all of them (`groundingml.memory`); ONNX Runtime and OpenVINO manage their own
-anyway. Last, it is measured how much of our time goes into matrix products, which no way of running the
-network saves.
+(near-ties otherwise swap some), and ours in the same way; a peer that computes something else is left out,
+and the table says so. Then all, and transformers' eager model, take turns in one process on one thread; what
+counts is process CPU time, the median with lowest and highest. The C library keeps freed memory for all of
+them (`groundingml.memory`); ONNX Runtime and OpenVINO manage their own anyway. Last, it is measured how much
+of our time goes into matrix products, which no way of running the network saves.
 """
 
 from __future__ import annotations
@@ -124,15 +124,16 @@ def measure(size: str, peers: list[str], repetitions: int) -> dict[str, Any]:
                 contestants[PEERS[peer]] = (openvino if peer == "openvino" else onnx_runtime)(file)
             prepared[PEERS[peer]] = round(time.process_time() - cpu, 1)
         differences = {}
-        for name, contestant in contestants.items():
+        for name, contestant in list(contestants.items()):
             logits, boxes, chosen = contestant(inputs)
             expected = eager_with_selection(theirs, inputs, chosen)
-            differences[name] = {
-                "logits": (logits[..., :TOKENS] - expected[0][..., :TOKENS]).abs().max().item(),
-                "boxes": (boxes - expected[1]).abs().max().item(),
-            }
-            assert differences[name]["logits"] < 1e-3, f"{name}: {differences[name]}"
-            assert differences[name]["boxes"] < 1e-4, f"{name}: {differences[name]}"
+            logits_off = (logits[..., :TOKENS] - expected[0][..., :TOKENS]).abs().max().item()
+            boxes_off = (boxes - expected[1]).abs().max().item()
+            differences[name] = {"logits": logits_off, "boxes": boxes_off}
+            if logits_off > 1e-3 or boxes_off > 1e-4:
+                assert name != OURS, differences[name]
+                left_out[name] = f"logits differ by {logits_off:.2g}, boxes by {boxes_off:.2g}"
+                del contestants[name]
         contestants[EAGER] = lambda arguments: theirs(**dict(zip(INPUTS, arguments, strict=True)))
         calls = {name: lambda run=run: run(inputs) for name, run in contestants.items()}
         times = take_turns(calls, repetitions)

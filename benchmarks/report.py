@@ -31,8 +31,8 @@ Document = dict[str, Any]
 
 INTRODUCTION = """# What was measured
 
-Written by `benchmarks/report.py` from `benchmarks/results/`; do not edit. `make bench` measures again on
-your machine.
+Written by `benchmarks/report.py` from `benchmarks/results/`; do not edit. `make bench` measures speed again on
+your machine, `make quality` the models.
 
 Machines are shared and their clocks vary, so claims are **ratios**: the contestants take turns within one
 run, and what counts is the process CPU time, medians with their spread. Wall time stands beside it.
@@ -88,6 +88,13 @@ def op(document: Document) -> str:
     ]
     if more:
         parts.append(ops.table(more, lambda row: row.wall_ms, "All threads, wall time"))
+        parts += [
+            f"### {more[0].threads} threads against one, by the clock",
+            ops.scaling(rows),
+            "Cores share the memory, which brings to all of them little more than to one "
+            "([below](#what-more-cores-can-bring)). That shows where much new memory is handed out and "
+            "zeroed by the system within the call, such as the output of the encoder at batch 2.",
+        ]
     return "\n\n".join(parts)
 
 

@@ -58,9 +58,10 @@ def main() -> None:
         server = start(
             "serve", "--port", port, "--data-dir", folder, "--store", url, log=folder / "serve.log"
         )
-        wait_until_ready(port)
-        trainer = start_training(args.data / "bccd", folder)
+        trainer: subprocess.Popen[bytes] | None = None
         try:
+            wait_until_ready(port)
+            trainer = start_training(args.data / "bccd", folder)
             before = cpu_seconds(server.pid)
             waits, acknowledged = measure(port, trainer, args.seconds)
             assert trainer.poll() is None, f"the training ended early:\n{(folder / 'train.log').read_text()}"
@@ -68,8 +69,9 @@ def main() -> None:
             spent = cpu_seconds(server.pid) - before
         finally:
             for process in (trainer, server):
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                if process is not None and process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
     assert done == acknowledged, f"{acknowledged} annotations acknowledged, {done} in the database"
     rows = {name: summary(found) for name, found in waits.items()}
     document = {
