@@ -31,8 +31,8 @@ Document = dict[str, Any]
 
 INTRODUCTION = """# What was measured
 
-Written by `benchmarks/report.py` from `benchmarks/results/`; do not edit. `make bench` measures speed again on
-your machine, `make quality` the models.
+Written by `benchmarks/report.py` from `benchmarks/results/`; do not edit. `make bench` measures speed again
+on your machine, `make quality` the models.
 
 Machines are shared and their clocks vary, so claims are **ratios**: the contestants take turns within one
 run, and what counts is the process CPU time, medians with their spread. Wall time stands beside it.
@@ -103,19 +103,19 @@ def plot_op(rows: list[ops.Row]) -> None:
     cases = [(shape, mode) for shape in ("encoder", "decoder") for mode in ("forward", "forward+backward")]
     chosen = [row for row in rows if row.batch == 1 and row.threads == 1]
     ours = list(dict.fromkeys(row.contestant for row in chosen if row.contestant.startswith("groundingml")))
-    figure, axes = pyplot.subplots(1, len(ops.PEERS), figsize=(11, 3.6))
+    figure, axes = pyplot.subplots(1, len(ops.PEERS), figsize=(13, 3.6))
     for axis, peer in zip(axes, ops.PEERS, strict=True):
         for number, contestant in enumerate(ours):
             times = {(row.shape, row.mode, row.contestant): row.cpu_ms for row in chosen}
             ratios = [times.get((*case, peer), 0) / times[(*case, contestant)] for case in cases]
-            places = [index + (number - (len(ours) - 1) / 2) * 0.27 for index in range(len(cases))]
-            bars = axis.bar(places, ratios, width=0.25, label=contestant)
-            axis.bar_label(bars, fmt="%.1f", fontsize=8)
+            places = [index + (number - (len(ours) - 1) / 2) * 0.21 for index in range(len(cases))]
+            bars = axis.bar(places, ratios, width=0.2, label=contestant)
+            axis.bar_label(bars, fmt="%.1f", fontsize=7)
         axis.set_xticks(range(len(cases)), [f"{shape}\n{mode}" for shape, mode in cases], fontsize=8)
         axis.set_title(f"times faster than {peer}", fontsize=10)
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].legend(fontsize=8, frameon=False)
+    axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, "ops.png")
 
 
@@ -179,7 +179,8 @@ def other_runtimes(document: Document) -> str:
             "median (lowest to highest). The peers' export to ONNX had to be patched "
             "(`benchmarks/peer_exports.py` says where); before anything was timed, the outputs of every peer "
             "were compared with transformers' own, made to choose the same queries, and differ by what the "
-            "table says. torch.compile is given the queries that the network chooses without it.",
+            "table says. A peer that computes something else at a size is left out there (ONNX Runtime runs the "
+            "same file). torch.compile is given the queries that the network chooses without it.",
             f"{machine['processor']}, {machine['vector_units']}; {versions}; {when}",
             "![times faster than other runtimes](results/peers.png)",
             peers.table(document),
