@@ -179,8 +179,8 @@ def other_runtimes(document: Document) -> str:
             "median (lowest to highest). The peers' export to ONNX had to be patched "
             "(`benchmarks/peer_exports.py` says where); before anything was timed, the outputs of every peer "
             "were compared with transformers' own, made to choose the same queries, and differ by what the "
-            "table says. A peer that computes something else at a size is left out there (ONNX Runtime runs the "
-            "same file). torch.compile is given the queries that the network chooses without it.",
+            "table says. A peer that computes something else at a size is left out there (ONNX Runtime runs "
+            "the same file). torch.compile is given the queries that the network chooses without it.",
             f"{machine['processor']}, {machine['vector_units']}; {versions}; {when}",
             "![times faster than other runtimes](results/peers.png)",
             peers.table(document),
