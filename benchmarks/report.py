@@ -65,8 +65,35 @@ def main() -> None:
         else "## On a GPU\n\nNot measured yet. `bash benchmarks/gpu.sh` builds, tests and measures on a "
         "machine with one, without network, and leaves its table here."
     )
+    parts.append(missed())
     (FOLDER / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n", "utf-8")
     print(f"written: {FOLDER / 'README.md'}")
+
+
+def missed() -> str:
+    """What this project wants to reach on a CPU and does not, and why."""
+    lines = []
+    peer, runs = "ONNX Runtime", json.loads((RESULTS / "peers.json").read_text("utf-8"))["rows"]
+    for size, row in runs.items():
+        seconds = {name: times["cpu_s"] for name, times in row["times"].items()}
+        if peer in seconds and (ratio := seconds[peer] / seconds[peers.OURS]) < 2.2:
+            lines.append(
+                f"- 2.2 times as fast as {peer}: {ratio:.2f} at {size}. It runs this export "
+                f"{seconds[peers.EAGER] / seconds[peer]:.2f} times as fast as the eager model runs, and "
+                f"{row['matrix_products']['cpu_s'] / seconds[peers.OURS]:.0%} of our time are matrix "
+                "products at the speed of the processor."
+            )
+    rows = [ops.Row(**row) for row in json.loads((RESULTS / "ops.json").read_text("utf-8"))["rows"]]
+    best = next(row.contestant for row in rows if row.contestant.startswith("groundingml"))
+    walls = {(row.shape, row.batch, row.mode, row.threads): row for row in rows if row.contestant == best}
+    for (shape, batch, mode, threads), row in walls.items():
+        if threads == 2 and (factor := walls[shape, batch, mode, 1].wall_ms / row.wall_ms) < 1.8:
+            lines.append(
+                f"- 1.8 times as fast on two cores as on one: {factor:.2f} for the op's {shape} at batch "
+                f"{batch}, {mode}. Part of it is memory that the system zeroes, and memory gains little from "
+                "a second core."
+            )
+    return "\n".join(["## Aims that are missed", "", *(lines or ["None on this machine."])])
 
 
 def op(document: Document) -> str:
