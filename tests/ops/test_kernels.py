@@ -60,6 +60,7 @@ def assert_equals_reference(inputs, tolerance=None):
         pytest.param({"levels": ((1, 40),), "points": 2}, id="a level one pixel high"),
         pytest.param({"levels": ((40, 1),), "points": 7, "batch": 1}, id="a level one pixel wide"),
         pytest.param({"points": 40, "queries": 2}, id="many points"),
+        pytest.param({"heads": 19, "queries": 3, "channels": 32}, id="more heads than are located together"),
     ],
 )
 def test_equals_reference(make_inputs, cpu_capability, coordinates, sizes):
